@@ -1,0 +1,33 @@
+"""FViT: faithful vision transformers, deployed.
+
+    import fvit
+    vit = fvit.load("bundle", device="cpu")
+    vit.certify("photo.png", sigma=0.25, n0=100, n=1000)
+
+Names are loaded on first use, so that importing the package costs next to nothing.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fvit.errors import FvitError
+    from fvit.runtime.faithful import FaithfulViT, Prediction, load
+    from fvit.runtime.record import Certificate
+
+__all__ = ["Certificate", "FaithfulViT", "FvitError", "Prediction", "load"]
+
+_HOMES = {
+    "Certificate": "fvit.runtime.record",
+    "FaithfulViT": "fvit.runtime.faithful",
+    "FvitError": "fvit.errors",
+    "Prediction": "fvit.runtime.faithful",
+    "load": "fvit.runtime.faithful",
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fvit' has no attribute '{name}'")

@@ -1,0 +1,76 @@
+"""The two networks of the embedded FViT, and where their weights lie.
+
+The classifier is a timm VisionTransformer, the denoiser a diffusers UNet2DModel with its
+DDPMScheduler; both are stored as float16 safetensors beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+from fvit.demo.data import LABELS, SIZE
+
+WEIGHTS = Path(__file__).parent / "weights"
+CLASSIFIER = WEIGHTS / "classifier.safetensors"
+DENOISER = WEIGHTS / "denoiser"
+
+
+def new_classifier() -> VisionTransformer:
+    """64x64 pixels, 8x8 patches (64 tokens), width 128, 6 blocks of 4 heads: 1.2 M parameters."""
+    model = VisionTransformer(
+        img_size=SIZE, patch_size=8, embed_dim=128, depth=6, num_heads=4, num_classes=len(LABELS)
+    )
+    half = (0.5, 0.5, 0.5)
+    model.pretrained_cfg = {"input_size": (3, SIZE, SIZE), "mean": half, "std": half}
+    return model
+
+
+def new_denoiser() -> UNet2DModel:
+    """Four levels of 16 to 128 channels, attention at 8x8 only: 2.7 M parameters."""
+    return UNet2DModel(
+        sample_size=SIZE,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+
+
+def new_scheduler() -> DDPMScheduler:
+    """1,000 linear steps; the network predicts v, which is well scaled at every noise level."""
+    return DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction")
+
+
+def save_classifier(model: VisionTransformer, *, record: dict[str, Any]) -> None:
+    """Write the weights as float16, and `record` (how they were made) as JSON beside them."""
+    CLASSIFIER.parent.mkdir(exist_ok=True)
+    save_file({name: value.half().contiguous() for name, value in model.state_dict().items()}, CLASSIFIER)
+    write_record("classifier", record)
+
+
+def save_denoiser(model: UNet2DModel, *, record: dict[str, Any]) -> None:
+    """Write a diffusers pipeline folder in float16, and `record` as JSON beside it."""
+    pipeline = DDPMPipeline(unet=model, scheduler=new_scheduler())
+    pipeline.to(dtype=torch.float16).save_pretrained(DENOISER)
+    model.float()
+    write_record("denoiser", record)
+
+
+def write_record(name: str, record: dict[str, Any]) -> None:
+    (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+
+
+def load_classifier() -> VisionTransformer:
+    """The embedded classifier in float32, in evaluation mode."""
+    model = new_classifier()
+    model.load_state_dict({name: value.float() for name, value in load_file(CLASSIFIER).items()})
+    return model.eval()

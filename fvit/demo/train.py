@@ -1,0 +1,221 @@
+"""Train the embedded FViT:  python -m fvit.demo.train classifier | denoiser
+
+Seeded and resumable: step i draws its batch, augmentation and noise from (seed, i) alone, and a
+checkpoint is kept in the work folder, so a run that was stopped continues to the same weights
+(up to the arithmetic of the machine). Needs the `export` extra.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fvit.demo import models
+from fvit.demo.data import Compositions, compositions
+from fvit.runtime.schedule import Schedule
+
+app = typer.Typer(add_completion=False, help=__doc__)
+
+WorkOption = Annotated[Path, typer.Option(help="Folder for the data pool and the checkpoints.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
+StepsOption = Annotated[int, typer.Option(help="Optimiser steps.")]
+BatchOption = Annotated[int, typer.Option(help="Images a step.")]
+PoolOption = Annotated[int, typer.Option(help="Training compositions drawn once and kept.")]
+
+WORK = Path("build/demo-training")
+CHECKPOINT_EVERY = 200
+NOISE_RANGE = (0.05, 1.0)
+"""σ in pixel units, log-uniform: the noise levels that the denoiser is trained on."""
+
+
+@app.command()
+def classifier(
+    seed: SeedOption = 0,
+    steps: StepsOption = 5000,
+    batch: BatchOption = 128,
+    pool: PoolOption = 40_000,
+    work: WorkOption = WORK,
+) -> None:
+    """Train the ViT on clean and mildly noisy compositions."""
+    torch.manual_seed(seed)
+    images, labels = _pool(work, count=pool, seed=seed)
+    model = models.new_classifier()
+
+    def loss(step: int) -> Tensor:
+        draw = _generator(seed, step)
+        chosen = torch.randint(len(images), (batch,), generator=draw)
+        pixels = _recolour(images[chosen].float() / 255, draw)
+        sigma = 0.1 * torch.rand(batch, 1, 1, 1, generator=draw)
+        pixels = pixels + sigma * torch.randn(pixels.shape, generator=draw)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model((_shift(pixels, draw) - 0.5) / 0.5)
+        return F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.1)
+
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / "classifier.pt")
+    accuracy = _accuracy(average, compositions(1000, seed=seed, split="held-out"))
+    record = {
+        "command": _command("classifier", seed, steps, batch, pool),
+        "held_out_clean_accuracy": accuracy,
+        "torch": torch.__version__,
+    }
+    models.save_classifier(average, record=record)
+    print(record)
+
+
+@app.command()
+def denoiser(
+    seed: SeedOption = 0,
+    steps: StepsOption = 5000,
+    batch: BatchOption = 32,
+    pool: PoolOption = 40_000,
+    work: WorkOption = WORK,
+) -> None:
+    """Train the UNet to see through Gaussian noise in one step."""
+    torch.manual_seed(seed)
+    images, _ = _pool(work, count=pool, seed=seed)
+    model = models.new_denoiser().to(memory_format=torch.channels_last)
+    schedule = Schedule(models.new_scheduler().alphas_cumprod.double().numpy())
+
+    def error(network: nn.Module, pixels: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+        """Squared error of v, [B], at pixel-space σ [B] (the model's own space is [-1,1], noise 2σ)."""
+        t = torch.tensor([schedule.timestep(float(s)) for s in sigma])
+        keep = (1 / (1 + 4 * sigma**2)).view(-1, 1, 1, 1)
+        clean = 2 * pixels - 1
+        noisy = keep.sqrt() * clean + (1 - keep).sqrt() * noise
+        target = keep.sqrt() * noise - (1 - keep).sqrt() * clean
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = network(noisy.contiguous(memory_format=torch.channels_last), t).sample
+        return (predicted.float() - target).square().mean(dim=(1, 2, 3))
+
+    def loss(step: int) -> Tensor:
+        draw = _generator(seed, step)
+        chosen = torch.randint(len(images), (batch,), generator=draw)
+        pixels = _recolour(images[chosen].float() / 255, draw)
+        low, high = (math.log(s) for s in NOISE_RANGE)
+        sigma = torch.exp(low + (high - low) * torch.rand(batch, generator=draw))
+        return error(model, pixels, sigma, torch.randn(pixels.shape, generator=draw)).mean()
+
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / "denoiser.pt")
+    held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
+    noise = torch.randn(held_out.shape, generator=_generator(seed, -1))
+    with torch.no_grad():
+        errors = {
+            str(s): float(error(average, held_out, torch.full((len(held_out),), s), noise).mean())
+            for s in (0.12, 0.25, 0.5, 1.0)
+        }
+    record = {
+        "command": _command("denoiser", seed, steps, batch, pool),
+        "held_out_v_error_by_sigma": errors,
+        "torch": torch.__version__,
+    }
+    models.save_denoiser(average, record=record)
+    print(record)
+
+
+def _optimise(model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, peak: float, work: Path) -> Any:
+    """AdamW on a warm-up and cosine schedule; returns the exponential average of the weights."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=peak, weight_decay=0.05, betas=(0.9, 0.99))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
+    start = 0
+    if work.exists():
+        kept = torch.load(work, weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        average.load_state_dict(kept["average"])
+        start = kept["step"]
+    columns = (
+        TextColumn(work.stem), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )  # fmt: skip
+    with Progress(*columns, speed_estimate_period=300) as progress:
+        task = progress.add_task("", total=steps, completed=start, loss=math.nan)
+        smoothed = math.nan
+        for step in range(start, steps):
+            model.train()
+            warm = min(1.0, (step + 1) / 200)
+            rate = peak * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            value = loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            average.update_parameters(model)
+            now = float(value.detach())
+            smoothed = now if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * now
+            progress.update(task, advance=1, loss=smoothed)
+            if (step + 1) % CHECKPOINT_EVERY == 0 or step + 1 == steps:
+                state = {
+                    "model": model.state_dict(), "optimiser": optimiser.state_dict(),
+                    "average": average.state_dict(), "step": step + 1,
+                }  # fmt: skip
+                part = work.with_suffix(".part")
+                torch.save(state, part)
+                part.replace(work)
+                progress.console.log(f"{work.stem} step {step + 1}: loss {smoothed:.4f}")
+    return average.module.eval()
+
+
+def _command(what: str, seed: int, steps: int, batch: int, pool: int) -> str:
+    return f"python -m fvit.demo.train {what} --seed {seed} --steps {steps} --batch {batch} --pool {pool}"
+
+
+def _pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The training pool, [count,3,64,64] uint8 and labels, drawn once and kept in the work folder."""
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"pool-{seed}-{count}.npz"
+    if not file.exists():
+        drawn = compositions(count, seed=seed, split="train")
+        part = file.with_suffix(".part.npz")
+        np.savez(part, images=drawn.images, labels=drawn.labels, masks=drawn.masks)
+        part.replace(file)
+    return _tensor(Compositions(**np.load(file)))
+
+
+def _tensor(data: Compositions) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(data.labels)
+
+
+def _generator(seed: int, step: int) -> torch.Generator:
+    mixed = np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) % 2**63)
+
+
+def _recolour(pixels: Tensor, draw: torch.Generator) -> Tensor:
+    """Permute the colour channels and invert half of the images: digits keep their shape."""
+    order = torch.argsort(torch.rand(len(pixels), 3, generator=draw), dim=1)
+    pixels = pixels[torch.arange(len(pixels))[:, None], order]
+    invert = (torch.rand(len(pixels), 1, 1, 1, generator=draw) < 0.5).float()
+    return invert + (1 - 2 * invert) * pixels
+
+
+def _shift(pixels: Tensor, draw: torch.Generator) -> Tensor:
+    """Shift each image by up to 4 pixels, its border repeated."""
+    size = pixels.shape[-1]
+    padded = F.pad(pixels, (4, 4, 4, 4), mode="replicate")
+    rows = torch.randint(9, (len(pixels),), generator=draw)[:, None] + torch.arange(size)
+    columns = torch.randint(9, (len(pixels),), generator=draw)[:, None] + torch.arange(size)
+    each = torch.arange(len(pixels))[:, None, None]
+    return padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _accuracy(model: nn.Module, data: Compositions) -> float:
+    images, labels = _tensor(data)
+    with torch.no_grad():
+        logits = torch.cat([model((part.float() / 255 - 0.5) / 0.5) for part in images.split(100)])
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,7 @@
+"""The one family of errors that a person is meant to read: what was wrong, and what to do."""
+
+from __future__ import annotations
+
+
+class FvitError(Exception):
+    """Bad input or a broken environment, said in one line; commands print it without a traceback."""

@@ -1,0 +1,90 @@
+"""A diffusion model -> a module that removes Gaussian noise in one step (DESIGN section 3)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from fvit.errors import FvitError
+from fvit.runtime.schedule import Schedule
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class OneShotDenoiser(nn.Module):
+    """noisy [B,3,H,W] float32 in [0,1] units, sigma, timestep -> images [B,3,h,w] in [0,1].
+
+    sigma: the pixel-space noise level that was added; timestep: the schedule's t* for it; both
+    float32 scalars. The network's direct guess of the clean image, clipped, and resized to the
+    classifier's input where `output_size` differs from the image's.
+    """
+
+    def __init__(
+        self, unet: nn.Module, *, prediction: str, image_size: tuple[int, int], output_size: tuple[int, int]
+    ) -> None:
+        super().__init__()
+        if prediction not in PREDICTIONS:
+            raise FvitError(f"prediction type '{prediction}' is unknown: use one of {', '.join(PREDICTIONS)}")
+        self.unet = unet.eval()
+        self.prediction = prediction
+        self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
+
+    def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
+        keep = 1 / (1 + 4 * sigma * sigma)
+        signal, noise = keep.sqrt(), (1 - keep).sqrt()
+        scaled = signal * (2 * noisy - 1)
+        # A model that learned its variance returns it in extra channels, which one step ignores.
+        output = self.unet(scaled, timestep).sample[:, :3]
+        if self.prediction == "epsilon":
+            clean = (scaled - noise * output) / signal
+        elif self.prediction == "v_prediction":
+            clean = signal * scaled - noise * output
+        else:
+            clean = output
+        pixels: Tensor = self.resize((clean.clamp(-1, 1) + 1) / 2)
+        return pixels
+
+
+class Resize(nn.Module):
+    """Bicubic, antialiased resizing as two matrix products, which every engine runs alike.
+
+    Interpolation is linear and separable, so torch's own, applied to unit vectors, gives the two
+    matrices: rows [h,H] and columns [W,w].
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    def __init__(self, source: tuple[int, int], target: tuple[int, int]) -> None:
+        super().__init__()
+        self.register_buffer("rows", self._matrix(source[0], target[0]))
+        self.register_buffer("columns", self._matrix(source[1], target[1]).T.contiguous())
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.rows @ images @ self.columns).clamp(0, 1)
+
+    @staticmethod
+    def _matrix(source: int, target: int) -> Tensor:
+        units = torch.eye(source)[None, :, :, None]
+        return F.interpolate(units, (target, 1), mode="bicubic", antialias=True)[0, :, :, 0].T.contiguous()
+
+
+def load_diffusers(folder: Path) -> tuple[Any, Schedule, str]:
+    """A local diffusers folder (`unet/` and `scheduler/`) -> UNet in float32, its schedule, and
+    what it predicts. Raises FvitError where the folder does not hold such a model."""
+    try:
+        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise FvitError(
+            f"{folder} is no diffusers folder with a UNet2DModel and a scheduler: {first}"
+        ) from error
+    schedule = Schedule(scheduler.alphas_cumprod.double().numpy().astype(np.float64))
+    return unet.eval(), schedule, scheduler.config.prediction_type

@@ -1,0 +1,271 @@
+"""Section 4 of the design: certificates as pure functions of counts, bounds and weights.
+
+Sources: [1] Hu et al. 2024 (faithful ViTs), [3] Cohen et al. 2019 (class radius), [4] Liu et al. 2021
+(Rényi bound on attention), [5] Levine et al. 2019 (Gaussian bound on top-k votes).
+
+Radii are in the units of σ. Nothing here draws, counts or reads anything.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.special import logsumexp, ndtri
+from scipy.stats import binomtest
+
+Aggregate = Literal["vote", "mean"]
+Floats = NDArray[np.float64]
+
+
+def lost_tokens(k: int, *, beta: float) -> int:
+    """k0 = ⌊(1−β)k⌋ + 1, the smallest number of lost tokens that breaks an explanation of size k.
+
+    β is read as the fraction with a denominator up to 10⁶ that the float stands for, so 0.8·10 and
+    (1/3)·3 come out exactly. Raises ValueError where k < 1 or β is not in (0, 1].
+    """
+    if k < 1:
+        raise ValueError(f"k = {k}: an explanation needs at least one token")
+    if not 0 < beta <= 1:
+        raise ValueError(f"beta = {beta:g} is not in (0, 1]")
+    share = Fraction(beta).limit_denominator(10**6)
+    return math.floor((1 - share) * k) + 1
+
+
+# --- 4.1 class -----------------------------------------------------------------------------------
+
+
+def class_radius(p_lower: float, *, sigma: float) -> float:
+    """ℓ2 radius σ Φ⁻¹(p_A) of [3], equation 3; 0.0 (abstain) where p_lower ≤ ½."""
+    return float(sigma * ndtri(p_lower)) if p_lower > 0.5 else 0.0
+
+
+def linf_radius(radius: float, *, pixels: int) -> float:
+    """The ℓ∞ ball inside an ℓ2 ball: R/√(3HW); `pixels` counts all values of the image, 3HW."""
+    return radius / math.sqrt(pixels)
+
+
+def leads_clearly(leader: int, runner_up: int, *, alpha: float) -> bool:
+    """PREDICT of [3]: the two-sided binomial test that the leading class really leads, at level α."""
+    both = leader + runner_up
+    return both > 0 and bool(binomtest(leader, both, 0.5).pvalue <= alpha)
+
+
+# --- 4.3 attention, the certificate we stand behind ------------------------------------------------
+
+
+def attention_radius(
+    lower: ArrayLike,
+    upper: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    beta: float,
+    sigma: float,
+    aggregate: Aggregate,
+) -> float:
+    """ℓ2 radius within which at least βk of `tokens` stay among the top k (DESIGN 4.3).
+
+    lower, upper: [N] simultaneous bounds on the smoothed value of each token (only the lower side
+    is read for `tokens`, only the upper side elsewhere). tokens: [k] distinct indices, the
+    explanation. Returns 0.0 where nothing is certified, inf where fewer than k0 tokens are outside.
+    Raises ValueError where tokens repeat or leave [0, N), or β is not in (0, 1].
+    """
+    lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    inside = _inside(tokens, count=len(lower))
+    k0 = lost_tokens(int(inside.sum()), beta=beta)
+    if len(lower) - int(inside.sum()) < k0:
+        return math.inf
+    survivors = np.sort(lower[inside])[:k0][::-1]
+    challengers = np.sort(upper[~inside])[-k0:]
+    gaps = _probit_gap(_first_m(survivors, aggregate), _first_m(challengers, aggregate))
+    return max(0.0, float(sigma / 2 * gaps.max()))
+
+
+def token_radii(lower: ArrayLike, upper: ArrayLike, tokens: ArrayLike, *, sigma: float) -> Floats:
+    """[k] ℓ2 radius up to which each token on its own stays in the top k, in the order of `tokens`.
+
+    The β = 1 argument of DESIGN 4.3 for one token: while it lies above every token outside it cannot
+    fall below place k. 0.0 where nothing is certified. Raises ValueError as attention_radius does.
+    """
+    lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    inside = _inside(tokens, count=len(lower))
+    chosen = lower[np.asarray(tokens)]
+    if bool(inside.all()):
+        return np.full(len(chosen), math.inf)
+    gaps = _probit_gap(chosen, np.full_like(chosen, upper[~inside].max()))
+    return np.maximum(0.0, sigma / 2 * gaps)
+
+
+def _inside(tokens: ArrayLike, *, count: int) -> NDArray[np.bool_]:
+    chosen = np.asarray(tokens)
+    if chosen.ndim != 1 or len(chosen) == 0 or len(np.unique(chosen)) != len(chosen):
+        raise ValueError("tokens must be a list of distinct indices")
+    if chosen.min() < 0 or chosen.max() >= count:
+        raise ValueError(f"tokens must lie in 0..{count - 1}")
+    inside = np.zeros(count, np.bool_)
+    inside[chosen] = True
+    return inside
+
+
+def _first_m(values: Floats, aggregate: Aggregate) -> Floats:
+    """A_m for m = 1..k0. One vote of each of m tokens: their average is a test in [0,1]; the shares
+    of a copy's attribution sum to at most 1, so there the sum itself is one."""
+    sums = np.cumsum(values)
+    return sums / np.arange(1, len(values) + 1) if aggregate == "vote" else np.minimum(sums, 1.0)
+
+
+def _probit_gap(high: Floats, low: Floats) -> Floats:
+    """Φ⁻¹(high) − Φ⁻¹(low); −inf where both are 0 or both are 1, which decides nothing."""
+    undecided = ((high <= 0) & (low <= 0)) | ((high >= 1) & (low >= 1))
+    with np.errstate(invalid="ignore"):
+        return np.where(undecided, -np.inf, ndtri(np.clip(high, 0, 1)) - ndtri(np.clip(low, 0, 1)))
+
+
+# --- 4.5 prediction distribution --------------------------------------------------------------------
+
+
+def renyi_divergence(radius: float, *, order: float, sigma: float) -> float:
+    """Bound a R²/(2σ²) on D_a between the mean class distributions at x' and x, ‖x'−x‖₂ ≤ R."""
+    if order <= 1:
+        raise ValueError(f"order = {order:g}: the Rényi order must be greater than 1")
+    return order * radius**2 / (2 * sigma**2)
+
+
+def faithful_radius(attention: float, *, gamma: float, order: float, sigma: float) -> float:
+    """ℓ2 radius of the (R, D_a, γ, β, k, ‖·‖₂)-faithfulness of [1]: min(R_attention, σ√(2γ/a)).
+
+    Divide by √(3HW) (linf_radius) for ‖·‖∞. Raises ValueError where γ < 0 or order ≤ 1.
+    """
+    if gamma < 0 or order <= 1:
+        raise ValueError(f"gamma = {gamma:g}, order = {order:g}: need gamma ≥ 0 and order > 1")
+    return min(attention, sigma * math.sqrt(2 * gamma / order))
+
+
+# --- 4.2 the published forms: plug-in estimates for comparison, never a guarantee ----------------------
+
+
+def published_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
+    """σ sup_a √(2ε_a/a) as published in [1, 4] (DESIGN 4.2, first form).
+
+    weights: [N] ≥ 0 with sum 1, exact or estimated; a comparison figure, not a certificate.
+    inf where fewer than k0 tokens lie outside. Raises ValueError for weights that are no
+    distribution or k outside [1, N].
+    """
+
+    def twice_epsilon_over_order(order: Floats, contested: Floats, rest: float) -> Floats:
+        mean = _log_power_mean(contested, order)
+        return 2 / (order - 1) * np.log(len(contested) * np.exp(mean) + rest)
+
+    return _supremum(twice_epsilon_over_order, weights, k=k, beta=beta, sigma=sigma)
+
+
+def mirrored_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
+    """The mirrored form of [4] (DESIGN 4.2): powers 1−a, divergence with its arguments exchanged.
+
+    It exceeds the exact worst case on some weights, so it is a comparison figure only. Arguments,
+    inf and errors as published_radius.
+    """
+
+    def twice_epsilon_over_order(order: Floats, contested: Floats, rest: float) -> Floats:
+        mean = _log_power_mean(contested, 1 - order)
+        with np.errstate(divide="ignore"):
+            return -2 / order * np.log(len(contested) * np.exp(mean) + rest)
+
+    return _supremum(twice_epsilon_over_order, weights, k=k, beta=beta, sigma=sigma)
+
+
+def _supremum(form, weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:  # type: ignore[no-untyped-def]
+    """σ √sup over orders 1 < a ≤ 10⁴, on a logarithmic grid in a−1 and then between its points."""
+    ranked = _ranked(weights, k=k)
+    k0 = lost_tokens(k, beta=beta)
+    if k + k0 > len(ranked):
+        return math.inf
+    contested = ranked[k - k0 : k + k0]
+    rest = float(ranked[: k - k0].sum() + ranked[k + k0 :].sum())
+
+    def value(log_excess: ArrayLike) -> Floats:
+        found = form(1 + np.exp(np.atleast_1d(np.asarray(log_excess, np.float64))), contested, rest)
+        return np.asarray(found, np.float64)
+
+    grid = np.linspace(math.log(1e-5), math.log(1e4), 400)
+    values = value(grid)
+    best = int(values.argmax())
+    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    refined = minimize_scalar(lambda x: -float(value(x)[0]), bounds=near, method="bounded")
+    return sigma * math.sqrt(max(0.0, float(values[best]), -float(refined.fun)))
+
+
+def _log_power_mean(values: Floats, powers: Floats) -> Floats:
+    """ln of the power mean of `values` for each power (any sign), without overflow."""
+    with np.errstate(divide="ignore"):
+        logs = np.log(values)
+    return (logsumexp(powers[:, None] * logs, axis=1) - math.log(len(values))) / powers
+
+
+def _ranked(weights: ArrayLike, *, k: int) -> Floats:
+    ranked = np.sort(np.asarray(weights, np.float64))[::-1]
+    if bool((ranked < 0).any()) or abs(float(ranked.sum()) - 1) > 1e-6:
+        raise ValueError("weights must be ≥ 0 and sum to 1")
+    if not 1 <= k <= len(ranked):
+        raise ValueError(f"k = {k} is not in 1..{len(ranked)}")
+    return ranked
+
+
+# --- 4.3 the exact worst case, for measuring how tight the certificate is --------------------------------
+
+
+def exact_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
+    """σ times the smallest Gaussian shift that can break the top k of exactly known `weights`.
+
+    An analysis figure (DESIGN 4.3, "the exact worst case"): no sound certificate from the weights
+    alone can be larger. Arguments, inf and errors as published_radius.
+    """
+    ranked = _ranked(weights, k=k)
+    k0 = lost_tokens(k, beta=beta)
+    if k + k0 > len(ranked):
+        return math.inf
+    # Below the smallest survivor or above the largest challenger a threshold only costs more.
+    low, high = float(ranked[k + k0 - 1]), min(float(ranked[k - k0]), 1 / k0)
+    if low >= high:
+        return 0.0
+
+    def shift(threshold: float) -> float:
+        return _smallest_shift(ranked, _cheapest_break(ranked, threshold, k=k, k0=k0))
+
+    grid = np.linspace(low, high, 401)
+    shifts = [shift(float(c)) for c in grid]
+    best = int(np.argmin(shifts))
+    near = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
+    refined = minimize_scalar(shift, bounds=near, method="bounded", options={"xatol": 1e-12})
+    return sigma * max(0.0, min(shifts[best], float(refined.fun)))
+
+
+def _cheapest_break(ranked: Floats, threshold: float, *, k: int, k0: int) -> Floats:
+    """q of DESIGN 4.3: losers pressed to the threshold, challengers lifted to it, the rest scaled."""
+
+    def shares(scale: float) -> Floats:
+        q = scale * ranked
+        q[k - k0 : k] = np.minimum(q[k - k0 : k], threshold)
+        q[k : k + k0] = np.maximum(q[k : k + k0], threshold)
+        return q
+
+    # A scale beyond 1/(mass that scales freely) overshoots; where nothing scales freely, double.
+    top = 2.0
+    while shares(top).sum() < 1 and top < 1e18:
+        top *= 2
+    if shares(0.0).sum() >= 1 or shares(top).sum() < 1:
+        return shares(0.0) / shares(0.0).sum()
+    return shares(float(brentq(lambda s: float(shares(s).sum()) - 1, 0.0, top, xtol=1e-15)))
+
+
+def _smallest_shift(p: Floats, q: Floats) -> float:
+    """The smallest μ with Q(h) ≤ Φ(Φ⁻¹(P(h)) + μ) for all tests h: checked on the ROC's vertices."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(p > 0, q / p, np.where(q > 0, np.inf, 0.0))
+    order = np.argsort(-ratio, kind="stable")
+    gaps = _probit_gap(np.cumsum(q[order])[:-1], np.cumsum(p[order])[:-1])
+    return float(gaps.max())

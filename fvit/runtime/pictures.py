@@ -1,0 +1,126 @@
+"""One picture an image: what went in, what the smoothing saw, what it says, and how firmly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fvit.extras import require
+from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.images import Picture
+from fvit.runtime.record import AttentionClaim, Certificate
+from fvit.runtime.smoother import noisy_copies
+
+PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
+INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"
+
+
+def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, *, file: Path) -> None:
+    """Draw the certificate of one image to a PNG, whole or not at all.
+
+    Five panels: the input; one noisy copy; its denoised version; the plain model's attention; the
+    smoothed attention with the certified tokens outlined, the stronger the larger their own radius.
+    Raises MissingExtra where matplotlib is not installed.
+    """
+    terms = certificate.terms
+    noisy = noisy_copies(picture.pixels, range(terms.n0, terms.n0 + 1), sigma=terms.sigma, seed=terms.seed)
+    denoised = vit.pipeline.denoise(noisy, sigma=terms.sigma)
+    plain = _resized(picture.pixels, (denoised.shape[2], denoised.shape[3]))
+    logits, attribution = vit.pipeline.classify(plain[None])
+    plain_label = vit.bundle.manifest.labels[int(logits[0].argmax())]
+
+    figure_module = require("matplotlib.figure", **PLOTS)
+    require("matplotlib.backends.backend_agg", **PLOTS)
+    figure = figure_module.Figure(figsize=(13.2, 3.75), dpi=150, facecolor="white")
+    axes = figure.subplots(1, 5)
+    figure.subplots_adjust(left=0.012, right=0.988, top=0.86, bottom=0.22, wspace=0.06)
+    _show(axes[0], picture.pixels, "input")
+    _show(axes[1], noisy[0], f"one copy, σ = {terms.sigma:g}")
+    _show(axes[2], denoised[0], "the copy, denoised")
+    _overlay(
+        axes[3],
+        picture.pixels,
+        attribution[0].reshape(certificate.attention.grid),
+        f"plain attention: {plain_label}",
+    )
+    smoothed = certificate.attention.smoothed.reshape(certificate.attention.grid)
+    _overlay(axes[4], picture.pixels, smoothed, "smoothed attention")
+    _outline(axes[4], picture.pixels.shape, certificate.attention)
+
+    for line, (words, certified) in enumerate(in_words(certificate)):
+        figure.text(
+            0.5, 0.125 - 0.085 * line, words, ha="center", va="center", fontsize=13.5,
+            color=INK if certified else PALE,
+        )  # fmt: skip
+    part = file.with_name(f".{file.name}.part")
+    try:
+        figure.savefig(part, format="png")
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def in_words(certificate: Certificate) -> list[tuple[str, bool]]:
+    """The two claims as sentences, each with whether it certifies anything."""
+    of_class, attention, terms = certificate.class_, certificate.attention, certificate.terms
+    sure = f"{100 * (1 - terms.alpha):g} % confidence, {terms.n:,} copies"
+    if of_class.abstained:
+        first = f"class: no majority is certain ({sure})"
+    else:
+        first = f"class {of_class.label}: stays within ℓ₂ radius {of_class.radius_l2:.2f} ({sure})"
+    if attention.abstained:
+        second = f"explanation: the top {attention.k} tokens are not certified"
+    else:
+        kept = int(np.ceil(attention.beta * attention.k - 1e-9))
+        second = (
+            f"explanation: at least {kept} of its top {attention.k} tokens stay "
+            f"within ℓ₂ radius {attention.radius_l2:.2f}"
+        )
+    return [(first, not of_class.abstained), (second, not attention.abstained)]
+
+
+def _show(axes: Any, pixels: NDArray[np.floating], title: str) -> None:
+    axes.imshow(np.clip(pixels.transpose(1, 2, 0), 0, 1), interpolation="nearest")
+    axes.set_title(title, fontsize=13, color=INK, pad=7)
+    axes.set_axis_off()
+
+
+def _overlay(axes: Any, pixels: NDArray[np.float32], values: NDArray[Any], title: str) -> None:
+    """The attention as light on the darkened image: what the model looks at stays visible."""
+    height, width = pixels.shape[1:]
+    light = np.asarray(values, np.float64) / max(float(values.max()), 1e-12)
+    colours = require("matplotlib", **PLOTS).colormaps["inferno"](light)[..., :3]
+    tiles = np.asarray(
+        Image.fromarray((colours * 255).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    ).transpose(2, 0, 1)
+    grey = np.tensordot([0.299, 0.587, 0.114], pixels, axes=1)
+    _show(axes, 0.62 * tiles / 255 + 0.38 * grey[None], title)
+
+
+def _outline(axes: Any, shape: tuple[int, ...], attention: AttentionClaim) -> None:
+    rows, columns = attention.grid
+    height, width = shape[1] / rows, shape[2] / columns
+    patches = require("matplotlib.patches", **PLOTS)
+    strongest = max(float(attention.token_radii.max()), 1e-12)
+    for token, radius in zip(attention.tokens.tolist(), attention.token_radii.tolist(), strict=True):
+        row, column = divmod(token, columns)
+        strength = radius / strongest
+        axes.add_patch(
+            patches.Rectangle(
+                (column * width - 0.5 + 0.06 * width, row * height - 0.5 + 0.06 * height),
+                0.88 * width, 0.88 * height, fill=False,
+                edgecolor=PALE if attention.abstained else ACCENT,
+                alpha=0.45 + 0.55 * strength, linewidth=1.0 + 2.2 * strength,
+            )
+        )  # fmt: skip
+
+
+def _resized(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    if pixels.shape[1:] == size:
+        return pixels
+    planes = [Image.fromarray(p).resize((size[1], size[0]), Image.Resampling.BICUBIC) for p in pixels]
+    return np.clip(np.stack([np.asarray(plane) for plane in planes]), 0, 1)
