@@ -54,7 +54,7 @@ class OneShotDenoiser(nn.Module):
 class Resize(nn.Module):
     """Bicubic, antialiased resizing as two matrix products, which every engine runs alike.
 
-    Interpolation is linear and separable, so torch's own, applied to unit vectors, gives the two
+    Interpolation is linear and separable, so torch's own, applied to the unit matrix, gives the two
     matrices: rows [h,H] and columns [W,w].
     """
 
@@ -71,8 +71,8 @@ class Resize(nn.Module):
 
     @staticmethod
     def _matrix(source: int, target: int) -> Tensor:
-        units = torch.eye(source)[None, :, :, None]
-        return F.interpolate(units, (target, 1), mode="bicubic", antialias=True)[0, :, :, 0].T.contiguous()
+        units = torch.eye(source)[None, None]
+        return F.interpolate(units, (target, source), mode="bicubic", antialias=True)[0, 0]
 
 
 def load_diffusers(folder: Path) -> tuple[Any, Schedule, str]:

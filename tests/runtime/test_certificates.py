@@ -1,0 +1,231 @@
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fvit.runtime.certificates import (
+    Aggregate,
+    attention_radius,
+    class_radius,
+    exact_radius,
+    faithful_radius,
+    leads_clearly,
+    linf_radius,
+    lost_tokens,
+    mirrored_radius,
+    published_radius,
+    renyi_divergence,
+    token_radii,
+)
+
+# (weights, k, beta, published, mirrored, certificate, exact): DESIGN section 4.3, sigma = 1.
+REFERENCE = [
+    ([0.60, 0.15, 0.14, 0.11], 2, 0.5, 0.7445, 0.7198, 0.7399, 0.8322),
+    ([0.53, 0.19, 0.15, 0.1299, 0.00005, 0.00005], 3, 1 / 3, 1.0854, 2.8236, 2.1509, 2.3080),
+    ([0.4, 0.3, 0.2, 0.1], 1, 1.0, 0.1197, 0.1201, 0.1355, 0.1355),
+]
+
+
+@pytest.mark.parametrize(("weights", "k", "beta", "published", "mirrored", "ours", "exact"), REFERENCE)
+def test_reference_table(
+    weights: list[float], k: int, beta: float, published: float, mirrored: float, ours: float, exact: float
+) -> None:
+    assert published_radius(weights, k=k, beta=beta, sigma=1) == pytest.approx(published, abs=1e-3)
+    assert mirrored_radius(weights, k=k, beta=beta, sigma=1) == pytest.approx(mirrored, abs=1e-3)
+    radius = attention_radius(weights, weights, range(k), beta=beta, sigma=1, aggregate="mean")
+    assert radius == pytest.approx(ours, abs=1e-3)
+    assert exact_radius(weights, k=k, beta=beta, sigma=1) == pytest.approx(exact, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("k", "beta", "k0"),
+    [(10, 0.7, 4), (10, 0.8, 3), (10, 0.9, 2), (3, 1 / 3, 3), (3, 2 / 3, 2), (3, 1 - 1 / 3, 2), (5, 1.0, 1)],
+)
+def test_lost_tokens_is_right_where_floating_point_misleads(k: int, beta: float, k0: int) -> None:
+    assert lost_tokens(k, beta=beta) == k0
+
+
+@pytest.mark.parametrize(("k", "beta"), [(0, 0.5), (3, 0.0), (3, 1.01), (3, -1.0), (3, math.nan)])
+def test_lost_tokens_refuses_what_means_nothing(k: int, beta: float) -> None:
+    with pytest.raises(ValueError, match="k =|beta"):
+        lost_tokens(k, beta=beta)
+
+
+def test_class_radius_is_the_distance_to_the_half_space_of_a_linear_model() -> None:
+    for margin in (0.1, 1.0, 2.5):
+        assert class_radius(norm.cdf(margin / 0.5), sigma=0.5) == pytest.approx(margin)
+    assert class_radius(0.5, sigma=1) == class_radius(0.2, sigma=1) == 0.0
+
+
+def test_linf_ball_lies_inside_the_l2_ball() -> None:
+    assert linf_radius(2.0, pixels=4) == 1.0
+
+
+def test_prediction_needs_a_clear_lead() -> None:
+    assert leads_clearly(32, 0, alpha=1e-3)
+    assert not leads_clearly(17, 15, alpha=1e-3)
+    assert not leads_clearly(0, 0, alpha=1e-3)
+
+
+def test_renyi_divergence_is_that_of_two_shifted_gaussians() -> None:
+    """D_a of N(R, σ²) from N(0, σ²) by quadrature: post-processing cannot exceed it."""
+    radius, sigma, order = 0.7, 0.5, 3.0
+    x = np.linspace(-8, 9, 200_001)
+    p, q = norm.pdf(x, radius, sigma), norm.pdf(x, 0, sigma)
+    divergence = math.log(np.trapezoid(p**order * q ** (1 - order), x)) / (order - 1)
+    assert renyi_divergence(radius, order=order, sigma=sigma) == pytest.approx(divergence, rel=1e-6)
+
+
+def test_faithful_radius_is_where_either_side_gives_way() -> None:
+    assert faithful_radius(0.3, gamma=100, order=2, sigma=0.25) == 0.3
+    tight = faithful_radius(0.3, gamma=0.1, order=2, sigma=0.25)
+    assert renyi_divergence(tight, order=2, sigma=0.25) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="order"):
+        faithful_radius(0.3, gamma=1, order=1, sigma=0.25)
+
+
+@pytest.mark.parametrize("tokens", [[0, 0], [-1], [4], []])
+def test_attention_radius_refuses_impossible_tokens(tokens: list[int]) -> None:
+    with pytest.raises(ValueError, match="tokens"):
+        attention_radius([0.1] * 4, [0.2] * 4, tokens, beta=1, sigma=1, aggregate="vote")
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[np.ndarray, int, float]:
+    """Exact weights in descending order, an explanation size and a beta."""
+    raw = draw(st.lists(st.floats(1e-4, 1.0), min_size=3, max_size=12))
+    weights = np.sort(np.array(raw))[::-1]
+    k = draw(st.integers(1, len(raw) - 1))
+    return weights / weights.sum(), k, draw(st.floats(0.05, 1.0))
+
+
+AGGREGATES = st.sampled_from(["vote", "mean"])
+
+
+@given(worlds(), AGGREGATES, st.floats(0.0, 0.2), st.integers(0, 11), st.floats(0.0, 0.1))
+def test_a_looser_bound_never_gives_a_larger_radius(
+    world: tuple[np.ndarray, int, float], aggregate: Aggregate, width: float, which: int, more: float
+) -> None:
+    weights, k, beta = world
+    lower, upper = np.clip(weights - width, 0, 1), np.clip(weights + width, 0, 1)
+    before = attention_radius(lower, upper, range(k), beta=beta, sigma=1, aggregate=aggregate)
+    which %= len(weights)
+    lower[which], upper[which] = max(0.0, lower[which] - more), min(1.0, upper[which] + more)
+    assert attention_radius(lower, upper, range(k), beta=beta, sigma=1, aggregate=aggregate) <= before
+
+
+@given(worlds(), AGGREGATES, st.floats(0.01, 10.0), st.randoms(use_true_random=False))
+def test_radius_scales_with_sigma_and_ignores_the_order_of_tokens(
+    world: tuple[np.ndarray, int, float], aggregate: Aggregate, sigma: float, random: object
+) -> None:
+    weights, k, beta = world
+    radius = attention_radius(weights, weights, range(k), beta=beta, sigma=1, aggregate=aggregate)
+    order = np.random.default_rng(len(weights)).permutation(len(weights))
+    tokens = [int(np.flatnonzero(order == j)[0]) for j in range(k)]
+    shuffled = attention_radius(
+        weights[order], weights[order], tokens[::-1], beta=beta, sigma=sigma, aggregate=aggregate
+    )
+    assert shuffled == pytest.approx(sigma * radius, rel=1e-9) or math.isinf(radius)
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds())
+def test_radius_from_exact_weights_is_never_above_the_exact_worst_case(
+    world: tuple[np.ndarray, int, float],
+) -> None:
+    weights, k, beta = world
+    ours = attention_radius(weights, weights, range(k), beta=beta, sigma=1, aggregate="mean")
+    exact = exact_radius(weights, k=k, beta=beta, sigma=1)
+    assert ours <= exact + 1e-6 or math.isinf(exact)
+
+
+@pytest.mark.parametrize("aggregate", ["vote", "mean"])
+def test_radius_is_infinite_where_too_few_tokens_lie_outside(aggregate: Aggregate) -> None:
+    weights = np.array([0.5, 0.3, 0.2])
+    assert math.isinf(attention_radius(weights, weights, [0, 1], beta=0.5, sigma=1, aggregate=aggregate))
+    assert math.isinf(published_radius(weights, k=2, beta=0.5, sigma=1))
+    assert math.isinf(mirrored_radius(weights, k=2, beta=0.5, sigma=1))
+    assert math.isinf(exact_radius(weights, k=2, beta=0.5, sigma=1))
+
+
+def test_published_forms_do_not_overflow_for_thousands_of_tokens() -> None:
+    rng = np.random.default_rng(0)
+    for alpha in (0.01, 1.0):
+        weights = rng.dirichlet(np.full(5000, alpha))
+        for form in (published_radius, mirrored_radius):
+            radius = form(weights, k=2000, beta=0.5, sigma=1)
+            assert radius >= 0
+            assert not math.isnan(radius)
+
+
+def test_token_radius_is_the_certificate_of_that_token_alone() -> None:
+    rng = np.random.default_rng(3)
+    lower = np.sort(rng.uniform(0, 1, 8))[::-1]
+    radii = token_radii(lower, lower, [0, 1, 2], sigma=0.5)
+    for place, token in enumerate((0, 1, 2)):
+        rest = [token, 3, 4, 5, 6, 7]
+        alone = attention_radius(lower[rest], lower[rest], [0], beta=1, sigma=0.5, aggregate="vote")
+        assert radii[place] == pytest.approx(alone)
+
+
+def _break_distance(smoothed: np.ndarray, coordinates: np.ndarray, k: int, k0: int) -> float:
+    """Distance from the origin to the nearest place where k0 of the origin's top k are lost.
+    smoothed [M, N] at coordinates [M, D], row 0 at the origin."""
+    kept = np.argsort(-smoothed[0], kind="stable")[:k]
+    inside = np.zeros(smoothed.shape[1], bool)
+    inside[kept] = True
+    # Lost for certain: k0 of the explanation lie no higher than k0 of the others.
+    survivors = np.sort(smoothed[:, inside], axis=1)[:, k0 - 1]
+    challengers = np.sort(smoothed[:, ~inside], axis=1)[:, -k0]
+    broken = survivors < challengers
+    return float(np.linalg.norm(coordinates[broken], axis=1).min()) if broken.any() else math.inf
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+@pytest.mark.parametrize("aggregate", ["vote", "mean"])
+def test_no_world_solved_by_quadrature_breaks_within_the_radius(
+    dimensions: int, aggregate: Aggregate
+) -> None:
+    """Random attribution functions of one or two inputs, smoothed with σ = 1 by quadrature; the
+    nearest place that breaks the explanation is found on a grid."""
+    rng = np.random.default_rng(dimensions)
+    step = 0.02 if dimensions == 1 else 0.1
+    line = np.arange(-8, 8 + step / 2, step)
+    kernel = norm.pdf(line[:, None] - line[None]) * step
+    kernel /= kernel.sum(axis=1, keepdims=True)
+    axes = np.meshgrid(*[line] * dimensions, indexing="ij")
+    coordinates = np.stack([axis.ravel() for axis in axes], axis=1)
+    inner = (np.abs(coordinates) <= 4).all(axis=1)
+    certified, tightest = 0, 0.0
+    for _ in range(120):
+        tokens, k = 6, int(rng.integers(1, 4))
+        beta = float(rng.choice([0.4, 0.7, 1.0]))
+        k0 = lost_tokens(k, beta=beta)
+        waves = rng.normal(0, 1.2, (dimensions, tokens))
+        scores = np.sin(coordinates @ waves + rng.uniform(0, 6, tokens)) * rng.uniform(0.5, 4)
+        scores += coordinates @ rng.normal(0, 1, (dimensions, tokens))
+        values = np.exp(scores - scores.max(axis=1, keepdims=True))
+        values /= values.sum(axis=1, keepdims=True)
+        if aggregate == "vote":
+            ranks = np.argsort(np.argsort(-values, axis=1), axis=1)
+            values = (ranks < k).astype(float)
+        smoothed = values.reshape(*[len(line)] * dimensions, tokens)
+        for axis in range(dimensions):
+            smoothed = np.moveaxis(np.tensordot(kernel, smoothed, axes=(1, axis)), 0, axis)
+        smoothed = smoothed.reshape(-1, tokens)[inner]
+        places = coordinates[inner]
+        origin = int(np.linalg.norm(places, axis=1).argmin())
+        order = np.r_[origin, np.delete(np.arange(len(places)), origin)]
+        m = smoothed[origin]
+        top = np.argsort(-m, kind="stable")[:k]
+        radius = attention_radius(m, m, top, beta=beta, sigma=1, aggregate=aggregate)
+        true = _break_distance(smoothed[order], places[order], k, k0)
+        assert radius <= true + 1e-2 * step
+        certified += radius > 0
+        if math.isfinite(true) and true > 3 * step:
+            tightest = max(tightest, radius / true)
+    assert certified > 60
+    assert tightest > 0.6  # the certificate is not sound merely by saying nothing
