@@ -59,7 +59,7 @@ def test_certifies_where_only_the_base_dependencies_are_installed(
     code = "from fvit.runtime.cli import main; main()"
     done = run("-c", code, str(demo_bundle), str(samples[0]), "--n", "64", "--n0", "8")
     assert done.returncode == 0, done.stderr
-    assert samples[0].name in done.stdout
+    assert samples[0].stem in done.stdout
 
 
 def _closure(root: str) -> set[str]:

@@ -79,7 +79,9 @@ def load_diffusers(folder: Path) -> tuple[Any, Schedule, str]:
     """A local diffusers folder (`unet/` and `scheduler/`) -> UNet in float32, its schedule, and
     what it predicts. Raises FvitError where the folder does not hold such a model."""
     try:
-        unet = UNet2DModel.from_pretrained(folder, subfolder="unet", torch_dtype=torch.float32)
+        unet = UNet2DModel.from_pretrained(
+            folder, subfolder="unet", torch_dtype=torch.float32, low_cpu_mem_usage=False
+        )
         scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv, logsumexp
+from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 
@@ -66,11 +66,11 @@ class LogWealth:
 
         def wealth_below(mean: Floats) -> Floats:
             each = self._from_below - self.copies * np.log1p(self.LOWER[:, None] * mean)
-            return np.asarray(logsumexp(each, axis=0) - np.log(len(self.LOWER)))
+            return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.LOWER)))
 
         def wealth_above(mean: Floats) -> Floats:
             each = self._from_above - self.copies * np.log1p(-self.UPPER[:, None] * mean)
-            return np.asarray(logsumexp(each, axis=0) - np.log(len(self.UPPER)))
+            return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.UPPER)))
 
         # A mean is refused once its wealth reaches 1/alpha. Against low means wealth falls as the
         # mean grows, against high ones it rises, so each side has one edge: found by bisection,

@@ -73,16 +73,30 @@ def attention_radius(
     is read for `tokens`, only the upper side elsewhere). tokens: [k] distinct indices, the
     explanation. Returns 0.0 where nothing is certified, inf where fewer than k0 tokens are outside.
     Raises ValueError where tokens repeat or leave [0, N), or β is not in (0, 1].
+
+    Sorted best survivor first and weakest challenger first, the m best of the k0 smallest lower
+    bounds against the m weakest of the k0 largest upper bounds are a test for each m; the best
+    test counts: R = σ/2 · max_m [Φ⁻¹(A_m(l)) − Φ⁻¹(A_m(u))].
     """
+    k0 = lost_tokens(len(np.asarray(tokens)), beta=beta)
+    return float(attention_radii(lower, upper, tokens, sigma=sigma, aggregate=aggregate)[k0 - 1])
+
+
+def attention_radii(
+    lower: ArrayLike, upper: ArrayLike, tokens: ArrayLike, *, sigma: float, aggregate: Aggregate
+) -> Floats:
+    """[k] the attention radius for every k0 = 1..k, that is for every β at once, from one set of
+    bounds. Arguments, 0.0, inf and errors as attention_radius."""
     lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
     inside = _inside(tokens, count=len(lower))
-    k0 = lost_tokens(int(inside.sum()), beta=beta)
-    if len(lower) - int(inside.sum()) < k0:
-        return math.inf
-    survivors = np.sort(lower[inside])[:k0][::-1]
-    challengers = np.sort(upper[~inside])[-k0:]
-    gaps = _probit_gap(_first_m(survivors, aggregate), _first_m(challengers, aggregate))
-    return max(0.0, float(sigma / 2 * gaps.max()))
+    survivors, challengers = np.sort(lower[inside]), np.sort(upper[~inside])[::-1]
+    radii = np.full(len(survivors), math.inf)
+    for k0 in range(1, min(len(survivors), len(challengers)) + 1):
+        gaps = _probit_gap(
+            _first_m(survivors[:k0][::-1], aggregate), _first_m(challengers[:k0][::-1], aggregate)
+        )
+        radii[k0 - 1] = max(0.0, float(sigma / 2 * gaps.max()))
+    return radii
 
 
 def token_radii(lower: ArrayLike, upper: ArrayLike, tokens: ArrayLike, *, sigma: float) -> Floats:

@@ -20,6 +20,7 @@ from fvit.runtime.faithful import FaithfulViT, load
 from fvit.runtime.images import Picture, find_images
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.record import Certificate, Terms
+from fvit.runtime.replay import read_records, replay
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -32,7 +33,7 @@ class Aggregates(str, Enum):
 
 
 @app.command(no_args_is_help=True)
-def certify(
+def fvit_certify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, made by fvit-export.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     sigma: Annotated[float, typer.Option(help="Noise level σ, in units of [0,1] pixels.")] = 0.25,
@@ -41,8 +42,13 @@ def certify(
     alpha: Annotated[
         float, typer.Option(help="Probability that anything claimed of an image is false.")
     ] = 1e-3,
-    top_k: Annotated[int, typer.Option(help="Explanation size k, in tokens.")] = 10,
+    top_k: Annotated[
+        list[int] | None, typer.Option(help="Explanation size k, in tokens; 10 unless told. May be repeated.")
+    ] = None,
     beta: Annotated[float, typer.Option(help="Share of the top k that must survive.")] = 0.8,
+    radius: Annotated[
+        float | None, typer.Option(help="Only decide whether this ℓ2 radius holds, with at most n copies.")
+    ] = None,
     aggregate: Annotated[
         Aggregates, typer.Option(help="Smooth top-k votes or attributions.")
     ] = Aggregates.vote,
@@ -50,14 +56,23 @@ def certify(
     batch: Annotated[int, typer.Option(help="Copies a run of the engine takes.")] = 32,
     device: Annotated[str, typer.Option(help="cpu or cuda:0.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
+    replay_file: Annotated[
+        Path | None,
+        typer.Option("--replay", help=f"A {NAME}: draw its records again, on their own terms, and compare."),
+    ] = None,
 ) -> None:
     """Certify what a faithful ViT says of images, and print one row an image.
 
-    With --out, a second run skips the images that are done.
+    With --out, a second run skips the images that are done. With --replay, the records' own terms
+    count and the other options but --batch and --device do not.
     """
     vit = load(bundle, device=device, batch=batch)
+    if replay_file is not None:
+        replay_all(vit, read_records(replay_file), find_images(images))
+        return
     terms = Terms(
-        sigma=sigma, n0=n0, n=n, alpha=alpha, k=top_k, beta=beta, aggregate=aggregate.value, seed=seed
+        sigma=sigma, n0=n0, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, aggregate=aggregate.value,
+        seed=seed, radius=radius, batch=batch,
     )  # fmt: skip
     vit.check(terms)
     run = Run(vit, terms, find_images(images), Journal(out) if out else None)
@@ -106,6 +121,8 @@ class Run:
             )
             for certificate in counted:
                 self._keep(waiting.pop(0), certificate)
+                # A decision may have needed fewer copies than it was allowed.
+                progress.update(task, total=(progress.tasks[0].total or 0) - each + certificate.copies_drawn)
 
     def report(self) -> None:
         """The table of what is done, also after an interruption."""
@@ -167,24 +184,74 @@ def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
     """One row a record; radii are ℓ2, and a dash stands for abstention."""
     title = (
         f"σ = {terms.sigma:g}, n = {terms.n:,}, α = {terms.alpha:g}, "
-        f"k = {terms.k}, β = {terms.beta:g}, {terms.aggregate}"
+        f"k = {', '.join(map(str, terms.k))}, β = {terms.beta:g}, {terms.aggregate}"
     )
     drawn = Table(title=title)
-    drawn.add_column("image", overflow="fold")
+    drawn.add_column("image", overflow="fold", min_width=10)
     drawn.add_column("class")
-    for heading in ("share", "class radius", "attention radius", "seconds"):
+    attentions = [f"attention k={k}" for k in terms.k] if len(terms.k) > 1 else ["attention radius"]
+    for heading in ("share", "class radius", *attentions, "copies", "seconds"):
         drawn.add_column(heading, justify="right")
+    if terms.radius is not None:
+        drawn.add_column(f"at radius {terms.radius:g}", no_wrap=True)
     for row in rows:
-        of_class, attention = row["class"], row["attention"]
+        of_class = row["class"]
         drawn.add_row(
-            Path(row["image"]).name,
+            Path(row["image"]).stem,
             "abstains" if of_class["abstained"] else of_class["label"],
-            f"{100 * of_class['count'] / row['n']:.1f} %",
-            "–" if of_class["abstained"] else f"{of_class['radius_l2']:.3f}",
-            "–" if attention["abstained"] else f"{attention['radius_l2']:.3f}",
+            f"{100 * of_class['count'] / (row['copies_drawn'] - row['n0']):.1f} %",
+            _radius(of_class),
+            *map(_radius, row.get("explanations", [row["attention"]])),
+            f"{row['copies_drawn']:,}",
             f"{row['seconds']:.1f}",
+            *([row["decision"]["answer"]] if "decision" in row else []),
         )
     return drawn
+
+
+def _radius(claim: dict[str, Any]) -> str:
+    return "–" if claim["abstained"] else f"{claim['radius_l2']:.3f}"
+
+
+def replay_all(vit: FaithfulViT, records: list[dict[str, Any]], files: list[Path]) -> None:
+    """Replay every record whose image is among the files; exit code 1 unless all claims hold."""
+    by_hash = {picture.sha256: picture for picture in map(vit.read, files)}
+    drawn = Table(title=f"replayed at batch {vit.batch} on {vit.engine['name']} {vit.engine['precision']}")
+    drawn.add_column("image", overflow="fold")
+    for heading in (
+        "counts, tokens, radii",
+        "class",
+        "copies moved",
+        "class radius",
+        "attention radius",
+        "claims",
+    ):
+        drawn.add_column(heading)
+    good = True
+    for record in records:
+        name, picture = Path(record["image"]).name, by_hash.get(record["sha256"])
+        if picture is None:
+            drawn.add_row(name, "image not given", *[""] * 5)
+            good = False
+            continue
+        result = replay(vit, record, picture)
+        good &= result.holds
+        drawn.add_row(
+            name,
+            "identical" if result.identical else "differ",
+            _change(record["class"]["label"], result.found["class"]["label"]),
+            "–" if result.copies_moved is None else str(result.copies_moved),
+            _change(_radius(record["class"]), _radius(result.found["class"])),
+            _change(_radius(record["attention"]), _radius(result.found["attention"])),
+            "hold" if result.holds else "weaker here",
+        )
+    console.print(drawn)
+    if not good:
+        raise typer.Exit(1)
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before} → {after}"
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from fvit.errors import FvitError
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.certificates import Aggregate, leads_clearly
 from fvit.runtime.images import ImageLike, Picture, read_image
-from fvit.runtime.record import Certificate, Terms, attention_claim, class_claim
+from fvit.runtime.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
 from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally
 
 
@@ -81,17 +81,21 @@ class FaithfulViT:
         n0: int = 100,
         n: int = 1000,
         alpha: float = 1e-3,
-        k: int = 10,
+        k: int | Sequence[int] = 10,
         beta: float = 0.8,
+        radius: float | None = None,
         aggregate: Aggregate = "vote",
         seed: int = 0,
     ) -> Certificate:
         """The certificate of one image: class and attention, false with probability at most alpha.
 
+        k: one explanation size, or several from the same copies. radius: decide whether class and
+        explanation hold at this ℓ2 radius, with at most n copies, and stop as soon as that is known.
         Raises FvitError for an unreadable image and for terms that cannot hold (Terms.check).
         """
         terms = Terms(
-            sigma=sigma, n0=n0, n=n, alpha=alpha, k=k, beta=beta, aggregate=aggregate, seed=seed
+            sigma=sigma, n0=n0, n=n, alpha=alpha, k=(k,) if isinstance(k, int) else tuple(k), beta=beta,
+            aggregate=aggregate, seed=seed, radius=radius, batch=self.batch,
         )  # fmt: skip
         self.check(terms)
         return next(self.certify_many([self.read(image)], terms))
@@ -103,13 +107,23 @@ class FaithfulViT:
         *,
         on_copies: Callable[[int], Any] = lambda copies: None,
     ) -> Iterator[Certificate]:
-        """Certificates in the order of the pictures, which share batches; each is yielded as soon
-        as its last copy is counted, and none depends on the company it was computed in."""
+        """Certificates in the order of the pictures; each is yielded as soon as its last copy is
+        counted, and none depends on the company it was computed in.
+
+        on_copies is called with the number of copies counted since its last call.
+        """
+        run = self._estimate_many if terms.radius is None else self._decide_each
+        return run(pictures, terms, on_copies)
+
+    def _estimate_many(
+        self, pictures: Iterable[Picture], terms: Terms, on_copies: Callable[[int], Any]
+    ) -> Iterator[Certificate]:
+        """n0 + n copies of every picture; pictures share batches."""
         waiting: list[tuple[Picture, Tally, Tally]] = []
 
         def sections() -> Iterator[Section]:
             for picture in pictures:
-                selection, estimation = self._tally(sizes=(terms.k,)), self._tally(sizes=(terms.k,))
+                selection, estimation = self._tally(sizes=terms.k), self._tally(sizes=terms.k)
                 waiting.append((picture, selection, estimation))
                 yield Section(picture.pixels, range(terms.n0), selection)
                 yield Section(picture.pixels, range(terms.n0, terms.n0 + terms.n), estimation)
@@ -122,6 +136,29 @@ class FaithfulViT:
                 now = time.perf_counter()
                 yield self._certificate(picture, selection, estimation, terms, seconds=now - started)
                 started = now
+
+    def _decide_each(
+        self, pictures: Iterable[Picture], terms: Terms, on_copies: Callable[[int], Any]
+    ) -> Iterator[Certificate]:
+        """Picture by picture, growing batches until the answer is known or n is reached."""
+        assert terms.radius is not None
+        for picture in pictures:
+            started = time.perf_counter()
+            selection, estimation = self._tally(sizes=terms.k), self._tally(sizes=terms.k)
+            sections = [Section(picture.pixels, range(terms.n0), selection)]
+            for look in terms.checkpoints:
+                fresh = range(terms.n0 + estimation.copies, terms.n0 + look)
+                sections.append(Section(picture.pixels, fresh, estimation))
+                for _ in self._smoother.run(
+                    sections, sigma=terms.sigma, seed=terms.seed, on_copies=on_copies
+                ):
+                    pass
+                sections = []
+                decision = decide(selection, estimation, terms, radius=terms.radius)
+                if decision.answer != "undecided":
+                    break
+            seconds = time.perf_counter() - started
+            yield self._certificate(picture, selection, estimation, terms, seconds=seconds, decision=decision)
 
     def check(self, terms: Terms) -> None:
         """Raise FvitError where these terms cannot be met by this bundle."""
@@ -136,17 +173,28 @@ class FaithfulViT:
         return Tally(self.pipeline.classes, self.pipeline.tokens, sizes)
 
     def _certificate(
-        self, picture: Picture, selection: Tally, estimation: Tally, terms: Terms, *, seconds: float
+        self,
+        picture: Picture,
+        selection: Tally,
+        estimation: Tally,
+        terms: Terms,
+        *,
+        seconds: float,
+        decision: Decision | None = None,
     ) -> Certificate:
         manifest = self.bundle.manifest
         return Certificate(
             image=picture.name,
             sha256=picture.sha256,
             terms=terms,
+            copies_drawn=selection.copies + estimation.copies,
             class_=class_claim(
                 selection, estimation, terms, labels=manifest.labels, pixels=picture.pixels.size
             ),
-            attention=attention_claim(selection, estimation, terms, grid=manifest.grid),
+            attentions=tuple(
+                attention_claim(selection, estimation, terms, k=k, grid=manifest.grid) for k in terms.k
+            ),
+            decision=decision,
             engine=self.engine,
             bundle=self.bundle.digest,
             seconds=round(seconds, 3),

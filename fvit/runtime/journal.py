@@ -9,7 +9,7 @@ from typing import Any
 
 from fvit.errors import FvitError
 from fvit.runtime.images import Picture
-from fvit.runtime.record import Terms
+from fvit.runtime.record import Terms, terms_of
 
 NAME = "certificates.jsonl"
 
@@ -33,13 +33,21 @@ class Journal:
         except OSError as error:
             raise FvitError(f"cannot write to {folder}: {error.strerror}") from error
         self.records: list[dict[str, Any]] = [
-            self._parsed(line, number) for number, line in enumerate(whole.decode().splitlines(), 1)
+            parsed(line, file=self.file, number=number)
+            for number, line in enumerate(whole.decode().splitlines(), 1)
         ]
 
     def find(self, picture: Picture, terms: Terms, *, bundle: str) -> dict[str, Any] | None:
         """The record of this image on these terms with this bundle, if it is there."""
-        wanted = identity(picture.name, picture.sha256, terms, bundle)
-        return next((record for record in self.records if _identity_of(record) == wanted), None)
+
+        def matches(record: dict[str, Any]) -> bool:
+            same = (record["image"], record["sha256"], record["bundle"])
+            return (
+                same == (picture.name, picture.sha256, bundle)
+                and terms_of(record, batch=terms.batch) == terms
+            )
+
+        return next(filter(matches, self.records), None)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and push it to the disk. Raises FvitError where that fails; then the
@@ -56,27 +64,13 @@ class Journal:
             raise FvitError(f"cannot write {self.file}: {error.strerror}") from error
         self.records.append(record)
 
-    def _parsed(self, line: str, number: int) -> dict[str, Any]:
-        try:
-            record = json.loads(line)
-            _identity_of(record)
-        except (ValueError, KeyError, TypeError) as error:
-            raise FvitError(f"{self.file}, line {number} is no record: move the file away") from error
-        return dict(record)
 
-
-def identity(name: str, sha256: str, terms: Terms, bundle: str) -> tuple[Any, ...]:
-    """What makes two records the same work: image, bundle and terms."""
-    return (
-        name, sha256, bundle, terms.sigma, terms.n0, terms.n, terms.alpha,
-        terms.k, terms.beta, terms.aggregate, terms.seed,
-    )  # fmt: skip
-
-
-def _identity_of(record: dict[str, Any]) -> tuple[Any, ...]:
-    attention = record["attention"]
-    terms = Terms(
-        sigma=record["sigma"], n0=record["n0"], n=record["n"], alpha=record["alpha"], seed=record["seed"],
-        k=attention["k"], beta=attention["beta"], aggregate=attention["aggregate"],
-    )  # fmt: skip
-    return identity(record["image"], record["sha256"], terms, record["bundle"])
+def parsed(line: str, *, file: Path, number: int) -> dict[str, Any]:
+    """One line of a journal. Raises FvitError where it is no record."""
+    try:
+        record = dict(json.loads(line))
+        terms_of(record, batch=1)
+        record["image"], record["sha256"], record["bundle"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise FvitError(f"{file}, line {number} is no record of fvit-certify") from error
+    return record

@@ -24,6 +24,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
 
     Five panels: the input; one noisy copy; its denoised version; the plain model's attention; the
     smoothed attention with the certified tokens outlined, the stronger the larger their own radius.
+    A sixth with several explanation sizes: the certified radius against β for each.
     Raises MissingExtra where matplotlib is not installed.
     """
     terms = certificate.terms
@@ -35,8 +36,9 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
 
     figure_module = require("matplotlib.figure", **PLOTS)
     require("matplotlib.backends.backend_agg", **PLOTS)
-    figure = figure_module.Figure(figsize=(13.2, 3.75), dpi=150, facecolor="white")
-    axes = figure.subplots(1, 5)
+    panels = 5 if len(certificate.attentions) == 1 else 6
+    figure = figure_module.Figure(figsize=(2.64 * panels, 3.75), dpi=150, facecolor="white")
+    axes = figure.subplots(1, panels)
     figure.subplots_adjust(left=0.012, right=0.988, top=0.86, bottom=0.22, wspace=0.06)
     _show(axes[0], picture.pixels, "input")
     _show(axes[1], noisy[0], f"one copy, σ = {terms.sigma:g}")
@@ -50,6 +52,8 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     smoothed = certificate.attention.smoothed.reshape(certificate.attention.grid)
     _overlay(axes[4], picture.pixels, smoothed, "smoothed attention")
     _outline(axes[4], picture.pixels.shape, certificate.attention)
+    if panels == 6:
+        _curves(axes[5], certificate)
 
     for line, (words, certified) in enumerate(in_words(certificate)):
         figure.text(
@@ -117,6 +121,21 @@ def _outline(axes: Any, shape: tuple[int, ...], attention: AttentionClaim) -> No
                 alpha=0.45 + 0.55 * strength, linewidth=1.0 + 2.2 * strength,
             )
         )  # fmt: skip
+
+
+def _curves(axes: Any, certificate: Certificate) -> None:
+    """Certified radius against β, a step line for each explanation size."""
+    for claim in certificate.attentions:
+        betas, radii = zip(*sorted(claim.curve), strict=True)
+        axes.step(betas, radii, where="pre", linewidth=2, label=f"k = {claim.k}")
+    axes.axvline(certificate.terms.beta, color=PALE, linewidth=1, linestyle=":")
+    axes.set_title("certified radius against β", fontsize=13, color=INK, pad=7)
+    axes.set_box_aspect(1)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=8, direction="in", pad=-14, colors=PALE)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=10)
 
 
 def _resized(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -89,7 +89,7 @@ def test_faithful_radius_is_where_either_side_gives_way() -> None:
 
 @pytest.mark.parametrize("tokens", [[0, 0], [-1], [4], []])
 def test_attention_radius_refuses_impossible_tokens(tokens: list[int]) -> None:
-    with pytest.raises(ValueError, match="tokens"):
+    with pytest.raises(ValueError, match="token"):
         attention_radius([0.1] * 4, [0.2] * 4, tokens, beta=1, sigma=1, aggregate="vote")
 
 

@@ -28,7 +28,7 @@ def test_rows_records_and_pictures(demo_bundle: Path, samples: list[Path], tmp_p
     done = certify(demo_bundle, *samples[:2], *FAST, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     for sample in samples[:2]:
-        assert sample.name in done.stdout
+        assert sample.stem in done.stdout
     for record in records(tmp_path):
         assert list(record) == [
             "image", "sha256", "sigma", "alpha", "seed", "n0", "n", "copies_drawn",
@@ -85,7 +85,7 @@ def test_ctrl_c_keeps_what_is_done(demo_bundle: Path, samples: list[Path], tmp_p
     assert "Traceback" not in stderr
     kept = records(tmp_path)
     assert 1 <= len(kept) < len(samples)
-    assert samples[0].name in stdout
+    assert samples[0].stem in stdout
     assert len(list(tmp_path.glob("*.png"))) >= len(kept)
     assert not list(tmp_path.glob(".*.part"))
 
@@ -168,3 +168,112 @@ def test_a_changed_bundle_is_refused(demo_bundle: Path, samples: list[Path], tmp
     done = certify(spoiled, samples[0])
     assert done.returncode == 1
     assert "classifier.onnx was changed" in done.stderr
+
+
+def test_several_sizes_share_the_copies_and_come_with_their_curves(
+    demo_bundle: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    done = certify(
+        demo_bundle,
+        samples[1],
+        "--n",
+        "100",
+        "--n0",
+        "20",
+        "--top-k",
+        "5",
+        "--top-k",
+        "10",
+        "--out",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path)
+    explanations: list[dict[str, object]] = record["explanations"]  # type: ignore[assignment]
+    assert record["copies_drawn"] == 120
+    assert [explanation["k"] for explanation in explanations] == [5, 10]
+    assert all(len(str(e["radius_by_beta"])) > 2 for e in explanations)
+    for explanation in explanations:
+        curve: list[tuple[float, float]] = explanation["radius_by_beta"]  # type: ignore[assignment]
+        betas, radii = zip(*curve, strict=True)
+        assert list(betas) == sorted(betas, reverse=True)
+        assert list(radii) == sorted(radii)  # a weaker claim holds at least as far
+    assert {key: explanations[0][key] for key in record["attention"]} == record["attention"]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("radius", ["0.01", "0.4"])
+def test_a_decision_says_how_many_copies_it_took(
+    demo_bundle: Path, samples: list[Path], tmp_path: Path, radius: str
+) -> None:
+    done = certify(
+        demo_bundle,
+        samples[1],
+        "--n",
+        "400",
+        "--n0",
+        "20",
+        "--alpha",
+        "0.01",
+        "--radius",
+        radius,
+        "--out",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path)
+    decision: dict[str, object] = record["decision"]  # type: ignore[assignment]
+    assert list(decision) == ["radius", "class", "attention", "answer"]
+    assert decision["answer"] in ("certified", "not certified", "undecided")
+    assert str(decision["answer"]) in done.stdout
+    assert decision["answer"] == "undecided" or int(str(record["copies_drawn"])) < 420
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--radius", "0"), "must be positive"),
+        (("--radius", "0.9"), "use n ≥"),
+        (("--radius", "50"), "raise σ or lower the radius"),
+        (("--top-k", "5", "--top-k", "5"), "each explanation size once"),
+    ],
+)
+def test_decisions_that_cannot_be_made_are_refused(
+    demo_bundle: Path, samples: list[Path], options: tuple[str, ...], message: str
+) -> None:
+    done = certify(demo_bundle, samples[0], *options)
+    assert done.returncode == 1
+    assert message in done.stderr
+
+
+def test_replay_reproduces_every_record_and_notices_a_changed_one(
+    demo_bundle: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    certify(demo_bundle, *samples[:2], *FAST, "--out", tmp_path)
+    certify(demo_bundle, samples[1], *FAST, "--aggregate", "mean", "--n", "400", "--out", tmp_path)
+    certify(demo_bundle, samples[1], *FAST, "--n", "200", "--radius", "0.1", "--out", tmp_path)
+    file = tmp_path / "certificates.jsonl"
+    done = certify("--replay", file, demo_bundle, *samples[:2])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("identical") == len(records(tmp_path)) == 4
+    changed = json.loads(file.read_text().splitlines()[0])
+    changed["class"]["count"] += 1
+    changed["class"]["radius_l2"] = 3.0
+    changed["class"]["abstained"] = False
+    file.write_text(json.dumps(changed) + "\n")
+    done = certify("--replay", file, demo_bundle, *samples[:2])
+    assert done.returncode == 1
+    assert "identical" not in done.stdout
+    assert "weaker here" in done.stdout
+
+
+def test_a_replay_without_records_or_images_says_so(
+    demo_bundle: Path, samples: list[Path], tmp_path: Path
+) -> None:
+    certify(demo_bundle, samples[0], *FAST, "--out", tmp_path)
+    file = tmp_path / "certificates.jsonl"
+    assert "image not given" in certify("--replay", file, demo_bundle, samples[1]).stdout
+    file.write_text("{}\n")
+    done = certify("--replay", file, demo_bundle, samples[0])
+    assert done.returncode == 1
+    assert "line 1 is no record" in done.stderr
+    assert "cannot be read" in certify("--replay", tmp_path / "absent", demo_bundle, samples[0]).stderr

@@ -110,7 +110,7 @@ def test_class_radius_never_exceeds_the_distance_to_a_linear_boundary() -> None:
         sections = [Section(pixels, range(50), selection), Section(pixels, range(50, 1050), estimation)]
         for _ in Smoother(LinearModel(weights, bias), batch=50).run(sections, sigma=0.5, seed=seed):
             pass
-        terms = Terms(sigma=0.5, n0=50, n=1000, alpha=1e-3, k=1, beta=1, aggregate="vote", seed=seed)
+        terms = Terms(sigma=0.5, n0=50, n=1000, alpha=1e-3, k=(1,), beta=1, aggregate="vote", seed=seed)
         claim = class_claim(selection, estimation, terms, labels=("0", "1"), pixels=48)
         assert claim.radius_l2 <= margin + 1e-6
         assert margin < 0.2 or claim.radius_l2 > 0.6 * margin
@@ -121,7 +121,7 @@ def test_at_most_alpha_of_a_thousand_class_certificates_overclaim() -> None:
     rng = np.random.default_rng(1)
     sigma, margin, runs = 0.5, 0.4, 1000
     p = norm.cdf(margin / sigma)
-    terms = Terms(sigma=sigma, n0=50, n=400, alpha=0.05, k=1, beta=1, aggregate="vote", seed=0)
+    terms = Terms(sigma=sigma, n0=50, n=400, alpha=0.05, k=(1,), beta=1, aggregate="vote", seed=0)
     wrong = 0
     for _ in range(runs):
         selection, estimation = Tally(2, 2, ()), Tally(2, 2, ())
@@ -167,7 +167,7 @@ def test_at_other_batch_sizes_only_ties_within_rounding_may_turn(
 def test_a_certificate_is_the_same_alone_in_company_in_any_order_and_again(
     vit: "fvit.FaithfulViT", samples: list[Path]
 ) -> None:
-    terms = Terms(sigma=0.25, n0=20, n=75, alpha=0.01, k=10, beta=0.8, aggregate="vote", seed=3)
+    terms = Terms(sigma=0.25, n0=20, n=75, alpha=0.01, k=(10,), beta=0.8, aggregate="vote", seed=3)
     pictures = [vit.read(sample) for sample in samples[:3]]
     runs = [
         {c.image: c for c in vit.certify_many(order, terms)}
