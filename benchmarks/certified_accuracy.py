@@ -92,7 +92,7 @@ def measure(
     vit: FaithfulViT, data: Compositions, *, images: int, sigma: float, n: int, name: str, work: Path
 ) -> dict[str, Any]:
     """One row of the table: certificates of the first images at one σ."""
-    terms = Terms(sigma=sigma, n0=100, n=n, alpha=1e-3, k=10, beta=0.8, aggregate="vote", seed=0)
+    terms = Terms(sigma=sigma, n0=100, n=n, alpha=1e-3, k=(10,), beta=0.8, aggregate="vote", seed=0)
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"{vit.bundle.digest[:12]}-{name}-{sigma:g}-{n}.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

@@ -21,7 +21,7 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vit(demo_bundle: Path) -> "fvit.FaithfulViT":
+def vit(demo_bundle: Path) -> fvit.FaithfulViT:
     return fvit.load(demo_bundle)
 
 

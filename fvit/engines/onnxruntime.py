@@ -49,8 +49,8 @@ def _providers(runtime: Any, device: str) -> list[Any]:
         raise FvitError(f"unknown device '{device}': use cpu, or cuda:0 for the first GPU")
     if "CUDAExecutionProvider" not in runtime.get_available_providers():
         raise FvitError(
-            f"device {device} needs ONNX Runtime's CUDA build, which excludes the CPU one: run  pip uninstall -y "
-            "onnxruntime onnxruntime-gpu && pip install --no-deps onnxruntime-gpu"
+            f"device {device} needs ONNX Runtime's CUDA build instead of the CPU one: run  "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps onnxruntime-gpu"
         )
     return [("CUDAExecutionProvider", {"device_id": int(cuda[1])}), "CPUExecutionProvider"]
 

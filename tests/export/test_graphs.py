@@ -15,7 +15,7 @@ torch_equal = 1e-4
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_exported_denoiser_equals_torch(vit: "fvit.FaithfulViT", batch: int) -> None:
+def test_exported_denoiser_equals_torch(vit: fvit.FaithfulViT, batch: int) -> None:
     from fvit.demo import models
 
     unet, schedule, prediction = load_diffusers(models.DENOISER)
@@ -31,7 +31,7 @@ def test_exported_denoiser_equals_torch(vit: "fvit.FaithfulViT", batch: int) -> 
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_exported_classifier_equals_torch(vit: "fvit.FaithfulViT", batch: int) -> None:
+def test_exported_classifier_equals_torch(vit: fvit.FaithfulViT, batch: int) -> None:
     from fvit.demo import models
 
     module = ExplainedClassifier(models.load_classifier())
@@ -43,7 +43,7 @@ def test_exported_classifier_equals_torch(vit: "fvit.FaithfulViT", batch: int) -
         assert found.dtype == np.float32
 
 
-def test_attribution_is_the_class_tokens_attention_in_the_last_block(vit: "fvit.FaithfulViT") -> None:
+def test_attribution_is_the_class_tokens_attention_in_the_last_block(vit: fvit.FaithfulViT) -> None:
     """Recomputed from the block's own weights, without any hook."""
     from fvit.demo import models
 

@@ -136,7 +136,7 @@ def test_at_most_alpha_of_a_thousand_class_certificates_overclaim() -> None:
 # --- the embedded model ------------------------------------------------------------------------------
 
 
-def _copy_results(vit: "fvit.FaithfulViT", pixels: Floats, batch: int) -> tuple[Floats, Floats, Floats]:
+def _copy_results(vit: fvit.FaithfulViT, pixels: Floats, batch: int) -> tuple[Floats, Floats, Floats]:
     """Noisy copies 0..63 of an image, and each one's logits and attribution, run at a batch size."""
     parts = [
         noisy_copies(pixels, range(first, first + batch), sigma=0.25, seed=0) for first in range(0, 64, batch)
@@ -147,7 +147,7 @@ def _copy_results(vit: "fvit.FaithfulViT", pixels: Floats, batch: int) -> tuple[
 
 
 def test_at_other_batch_sizes_only_ties_within_rounding_may_turn(
-    vit: "fvit.FaithfulViT", samples: list[Path]
+    vit: fvit.FaithfulViT, samples: list[Path]
 ) -> None:
     for sample in samples[:2]:
         pixels = read_image(sample, size=(64, 64)).pixels
@@ -165,7 +165,7 @@ def test_at_other_batch_sizes_only_ties_within_rounding_may_turn(
 
 
 def test_a_certificate_is_the_same_alone_in_company_in_any_order_and_again(
-    vit: "fvit.FaithfulViT", samples: list[Path]
+    vit: fvit.FaithfulViT, samples: list[Path]
 ) -> None:
     terms = Terms(sigma=0.25, n0=20, n=75, alpha=0.01, k=(10,), beta=0.8, aggregate="vote", seed=3)
     pictures = [vit.read(sample) for sample in samples[:3]]
@@ -181,6 +181,6 @@ def test_a_certificate_is_the_same_alone_in_company_in_any_order_and_again(
             assert np.array_equal(runs[0][image].attention.smoothed, again.attention.smoothed)
 
 
-def test_another_seed_draws_other_copies(vit: "fvit.FaithfulViT", samples: list[Path]) -> None:
+def test_another_seed_draws_other_copies(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
     one, other = (vit.certify(samples[0], n0=8, n=64, alpha=0.1, seed=seed) for seed in (0, 1))
     assert not np.array_equal(one.attention.smoothed, other.attention.smoothed)

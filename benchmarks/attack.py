@@ -1,0 +1,168 @@
+"""Does an adversary find anything inside a certified radius, and how often outside twice of it?
+
+    python benchmarks/attack.py BUNDLE [--images 50]
+
+Two adversaries, each against the class and against the explanation: one follows gradients of the
+smoothed objective through the torch models (expectation over noisy copies), one tries random
+directions. What they propose is judged by the engine on fresh copies.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from numpy.typing import NDArray
+from rich.progress import track
+
+from fvit.demo import models
+from fvit.demo.data import compositions
+from fvit.export.classifiers import ExplainedClassifier
+from fvit.export.denoisers import OneShotDenoiser, load_diffusers
+from fvit.runtime.certificates import lost_tokens
+from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.record import Certificate, top_tokens
+from fvit.runtime.smoother import Section, Smoother, Tally
+
+RESULTS = Path(__file__).parent / "results"
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard an adversary tries: gradient steps, copies a step, random directions, copies that
+    judge a proposal."""
+
+    steps: int = 10
+    copies: int = 16
+    directions: int = 4
+    judged: int = 200
+
+
+class Adversary:
+    """The embedded model in torch, differentiable from the noisy copies to logits and attribution."""
+
+    def __init__(self) -> None:
+        unet, self.schedule, prediction = load_diffusers(models.DENOISER)
+        size = (64, 64)
+        self.denoiser = OneShotDenoiser(unet, prediction=prediction, image_size=size, output_size=size)
+        self.classifier = ExplainedClassifier(models.load_classifier())
+
+    def follow(
+        self,
+        pixels: Floats,
+        certificate: Certificate,
+        *,
+        radius: float,
+        target: str,
+        effort: Effort,
+        seed: int,
+    ) -> Floats:
+        """Projected gradient ascent on the ℓ2 sphere of this radius; target: "class" or "attention"."""
+        draw = torch.Generator().manual_seed(seed)
+        clean = torch.from_numpy(pixels)
+        sigma = torch.tensor(certificate.terms.sigma)
+        timestep = torch.tensor(self.schedule.timestep(certificate.terms.sigma))
+        inside = torch.zeros(certificate.attention.smoothed.size)
+        inside[torch.from_numpy(certificate.attention.tokens)] = 1
+        label = torch.full((effort.copies,), certificate.class_.index)
+        delta = torch.randn(clean.shape, generator=draw)
+        delta *= radius / delta.norm()
+        for _ in range(effort.steps):
+            delta.requires_grad_(True)
+            noise = torch.randn((effort.copies, *clean.shape), generator=draw)
+            logits, attribution = self.classifier(
+                self.denoiser(clean + delta + sigma * noise, sigma, timestep)
+            )
+            if target == "class":
+                loss = F.cross_entropy(logits, label)
+            else:
+                loss = (attribution * (1 - 2 * inside)).sum(dim=1).mean()
+            (gradient,) = torch.autograd.grad(loss, delta)
+            with torch.no_grad():
+                delta = delta + 0.5 * radius * gradient / gradient.norm().clamp(min=1e-12)
+                delta = delta * (radius / delta.norm())
+        return (clean + delta.detach()).numpy()
+
+
+def random_proposals(pixels: Floats, *, radius: float, effort: Effort, seed: int) -> list[Floats]:
+    """Points on the sphere in random directions, smooth and white in turn."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for number in range(effort.directions):
+        cells = 64 if number % 2 else 8
+        direction = np.kron(rng.normal(size=(3, cells, cells)), np.ones((1, 64 // cells, 64 // cells)))
+        found.append((pixels + radius * direction / np.linalg.norm(direction)).astype(np.float32))
+    return found
+
+
+def broken(
+    vit: FaithfulViT, proposal: Floats, certificate: Certificate, *, effort: Effort
+) -> tuple[bool, bool]:
+    """(class, attention): whether the smoothed prediction at the proposal is another class, and
+    whether fewer than βk of the certified tokens are in its top k, by the majority of fresh copies."""
+    terms = certificate.terms
+    k = terms.k[0]
+    tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (k,))
+    # Copies that neither selected nor estimated the certificate.
+    fresh = range(10**9, 10**9 + effort.judged)
+    for _ in Smoother(vit.pipeline, batch=vit.batch).run(
+        [Section(proposal, fresh, tally)], sigma=terms.sigma, seed=terms.seed
+    ):
+        pass
+    lost = k - len(set(top_tokens(tally.votes[0], k)) & set(certificate.attention.tokens))
+    return int(tally.counts.argmax()) != certificate.class_.index, lost >= lost_tokens(k, beta=terms.beta)
+
+
+def attack(
+    vit: FaithfulViT, adversary: Adversary, pixels: Floats, *, scale: float, effort: Effort, n: int, seed: int
+) -> dict[str, bool | None]:
+    """Certify, then attack class and attention at `scale` times their radii: what was broken; None
+    where there was nothing certified to attack."""
+    certificate = vit.certify(pixels, n=n, n0=50, seed=seed)
+    outcome: dict[str, bool | None] = {}
+    for which, (target, radius) in enumerate(
+        (("class", certificate.class_.radius_l2), ("attention", certificate.attention.radius_l2))
+    ):
+        if radius <= 0:
+            outcome[target] = None
+            continue
+        reach = scale * radius
+        proposals = random_proposals(pixels, radius=reach, effort=effort, seed=seed)
+        proposals.append(
+            adversary.follow(pixels, certificate, radius=reach, target=target, effort=effort, seed=seed)
+        )
+        outcome[target] = any(broken(vit, p, certificate, effort=effort)[which] for p in proposals)
+    return outcome
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    images: Annotated[int, typer.Option(help="Held-out compositions to attack.")] = 50,
+    n: Annotated[int, typer.Option(help="Copies that estimate a certificate.")] = 1000,
+) -> None:
+    vit, adversary, effort = load(bundle), Adversary(), Effort()
+    data = compositions(images, seed=78, split="held-out")
+    result: dict[str, Any] = {"bundle": vit.bundle.digest, "images": images, "n": n, "effort": vars(effort)}
+    # Just inside: the boundary itself belongs to neither side in floating point.
+    for name, scale in (("inside", 0.999), ("twice", 2.0)):
+        outcomes = [
+            attack(vit, adversary, vit.read(image).pixels, scale=scale, effort=effort, n=n, seed=i)
+            for i, image in enumerate(track(data.images, name))
+        ]
+        for target in ("class", "attention"):
+            tried = [o[target] for o in outcomes if o[target] is not None]
+            result[f"{target}_{name}"] = {"attacked": len(tried), "broken": sum(map(bool, tried))}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "attack.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,36 @@
+"""The short form of benchmarks/attack.py."""
+
+from pathlib import Path
+
+import pytest
+
+import fvit
+from benchmarks.attack import Adversary, Effort, attack
+
+EFFORT = Effort(steps=4, copies=8, directions=2, judged=96)
+
+
+@pytest.fixture(scope="module")
+def adversary() -> Adversary:
+    return Adversary()
+
+
+def test_no_adversary_breaks_a_claim_inside_its_radius(
+    vit: fvit.FaithfulViT, adversary: Adversary, samples: list[Path]
+) -> None:
+    attacked = 0
+    for seed, sample in enumerate(samples[:4]):
+        pixels = vit.read(sample).pixels
+        outcome = attack(vit, adversary, pixels, scale=0.999, effort=EFFORT, n=200, seed=seed)
+        assert not any(outcome.values())
+        attacked += sum(broken is not None for broken in outcome.values())
+    assert attacked >= 6
+
+
+def test_the_same_adversary_breaks_claims_far_outside(
+    vit: fvit.FaithfulViT, adversary: Adversary, samples: list[Path]
+) -> None:
+    """Without this the test above could pass with an adversary that does nothing."""
+    pixels = vit.read(samples[0]).pixels
+    outcome = attack(vit, adversary, pixels, scale=20, effort=EFFORT, n=200, seed=0)
+    assert any(outcome.values())
