@@ -138,8 +138,8 @@ def markdown(result: dict[str, Any]) -> str:
         name, aggregate = key.split("/")
         answers = ", ".join(f"{count} {answer}" for answer, count in row["answers"].items())
         lines.append(
-            f"| {RADII[name]:g} ({name}), {aggregate} | {row['median_copies']:,.0f} | {row['p90_copies']:,.0f} "
-            f"| {answers} | {row['contradictions']} contradictions |"
+            f"| {RADII[name]:g} ({name}), {aggregate} | {row['median_copies']:,.0f} "
+            f"| {row['p90_copies']:,.0f} | {answers} | {row['contradictions']} contradictions |"
         )
     return "\n".join(lines) + "\n"
 

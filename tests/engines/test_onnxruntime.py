@@ -1,0 +1,70 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fvit.engines.base import Engine, open_engine
+from fvit.errors import FvitError
+from fvit.runtime.bundle import CLASSIFIER, DENOISER
+
+
+@pytest.fixture(scope="module")
+def classifier(demo_bundle: Path) -> Engine:
+    return open_engine(demo_bundle / CLASSIFIER, device="cpu")
+
+
+def _images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).random((count, 3, 64, 64), np.float32)
+
+
+def test_an_engine_names_its_inputs_and_outputs(classifier: Engine, demo_bundle: Path) -> None:
+    assert [(tensor.name, tensor.shape) for tensor in classifier.inputs] == [("images", (None, 3, 64, 64))]
+    assert [(tensor.name, tensor.shape) for tensor in classifier.outputs] == [
+        ("logits", (None, 10)),
+        ("attribution", (None, 64)),
+    ]
+    denoiser = open_engine(demo_bundle / DENOISER, device="cpu")
+    assert [(t.name, t.shape) for t in denoiser.inputs] == [
+        ("noisy", (None, 3, 64, 64)),
+        ("sigma", ()),
+        ("timestep", ()),
+    ]
+
+
+def test_a_large_batch_is_the_same_to_the_bit_as_its_parts(classifier: Engine) -> None:
+    """Batches of 8, 16 and 32 give one result, however many cores share them."""
+    images = _images(32)
+    whole = classifier.run({"images": images})
+    for size in (8, 16):
+        for first in range(0, 32, size):
+            part = classifier.run({"images": images[first : first + size]})
+            for name, values in part.items():
+                assert np.array_equal(values, whole[name][first : first + size])
+
+
+def test_a_batch_that_is_no_multiple_keeps_every_row_in_place(classifier: Engine) -> None:
+    images = _images(19)
+    found = classifier.run({"images": images})["logits"]
+    assert found.shape == (19, 10)
+    alone = np.concatenate([classifier.run({"images": images[i : i + 1]})["logits"] for i in range(19)])
+    assert np.allclose(found, alone, atol=1e-4)
+
+
+def test_threads_may_share_an_engine(classifier: Engine) -> None:
+    batches = [_images(count) for count in range(5, 20)]
+    alone = [classifier.run({"images": batch})["logits"] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: classifier.run({"images": batch})["logits"], batches))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_devices_that_cannot_be_used_say_what_to_do(demo_bundle: Path) -> None:
+    with pytest.raises(FvitError, match="use cpu, or cuda:0"):
+        open_engine(demo_bundle / CLASSIFIER, device="gpu")
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(FvitError, match="pip install --no-deps onnxruntime-gpu"):
+            open_engine(demo_bundle / CLASSIFIER, device="cuda:0")
