@@ -184,48 +184,83 @@ def _break_distance(smoothed: np.ndarray, coordinates: np.ndarray, k: int, k0: i
     return float(np.linalg.norm(coordinates[broken], axis=1).min()) if broken.any() else math.inf
 
 
+class Grid:
+    """A grid of one or two inputs, and smoothing with σ = 1 on it by quadrature."""
+
+    def __init__(self, dimensions: int) -> None:
+        self.step = 0.02 if dimensions == 1 else 0.1
+        self.line = np.arange(-8, 8 + self.step / 2, self.step)
+        kernel = norm.pdf(self.line[:, None] - self.line[None])
+        self.kernel = kernel / kernel.sum(axis=1, keepdims=True)
+        axes = np.meshgrid(*[self.line] * dimensions, indexing="ij")
+        self.points = np.stack([axis.ravel() for axis in axes], axis=1)
+        inner = np.flatnonzero((np.abs(self.points) <= 4).all(axis=1))
+        origin = np.linalg.norm(self.points[inner], axis=1).argmin()
+        self.inner = np.r_[inner[origin], np.delete(inner, origin)]
+        self.places = self.points[self.inner]
+
+    def scores(self, rng: np.random.Generator, outputs: int) -> np.ndarray:
+        """A random smooth function of the inputs: waves and a slope for each output."""
+        dimensions = self.points.shape[1]
+        waves = np.sin(self.points @ rng.normal(0, 1.2, (dimensions, outputs)) + rng.uniform(0, 6, outputs))
+        slopes = self.points @ rng.normal(0, 1, (dimensions, outputs))
+        return np.asarray(waves * rng.uniform(0.5, 4) + slopes)
+
+    def smooth(self, values: np.ndarray) -> np.ndarray:
+        """values [M, N] on the grid -> smoothed values at `places`, the origin first."""
+        dimensions = self.points.shape[1]
+        smoothed = values.reshape(*[len(self.line)] * dimensions, values.shape[1])
+        for axis in range(dimensions):
+            smoothed = np.moveaxis(np.tensordot(self.kernel, smoothed, axes=(1, axis)), 0, axis)
+        return np.asarray(smoothed.reshape(-1, values.shape[1])[self.inner])
+
+
 @pytest.mark.parametrize("dimensions", [1, 2])
 @pytest.mark.parametrize("aggregate", ["vote", "mean"])
 def test_no_world_solved_by_quadrature_breaks_within_the_radius(
     dimensions: int, aggregate: Aggregate
 ) -> None:
-    """Random attribution functions of one or two inputs, smoothed with σ = 1 by quadrature; the
-    nearest place that breaks the explanation is found on a grid."""
-    rng = np.random.default_rng(dimensions)
-    step = 0.02 if dimensions == 1 else 0.1
-    line = np.arange(-8, 8 + step / 2, step)
-    kernel = norm.pdf(line[:, None] - line[None]) * step
-    kernel /= kernel.sum(axis=1, keepdims=True)
-    axes = np.meshgrid(*[line] * dimensions, indexing="ij")
-    coordinates = np.stack([axis.ravel() for axis in axes], axis=1)
-    inner = (np.abs(coordinates) <= 4).all(axis=1)
+    """480 random attribution functions; the nearest place that breaks the explanation is searched
+    on the whole grid."""
+    grid, rng = Grid(dimensions), np.random.default_rng(dimensions)
     certified, tightest = 0, 0.0
     for _ in range(120):
         tokens, k = 6, int(rng.integers(1, 4))
         beta = float(rng.choice([0.4, 0.7, 1.0]))
-        k0 = lost_tokens(k, beta=beta)
-        waves = rng.normal(0, 1.2, (dimensions, tokens))
-        scores = np.sin(coordinates @ waves + rng.uniform(0, 6, tokens)) * rng.uniform(0.5, 4)
-        scores += coordinates @ rng.normal(0, 1, (dimensions, tokens))
+        scores = grid.scores(rng, tokens)
         values = np.exp(scores - scores.max(axis=1, keepdims=True))
         values /= values.sum(axis=1, keepdims=True)
         if aggregate == "vote":
             ranks = np.argsort(np.argsort(-values, axis=1), axis=1)
             values = (ranks < k).astype(float)
-        smoothed = values.reshape(*[len(line)] * dimensions, tokens)
-        for axis in range(dimensions):
-            smoothed = np.moveaxis(np.tensordot(kernel, smoothed, axes=(1, axis)), 0, axis)
-        smoothed = smoothed.reshape(-1, tokens)[inner]
-        places = coordinates[inner]
-        origin = int(np.linalg.norm(places, axis=1).argmin())
-        order = np.r_[origin, np.delete(np.arange(len(places)), origin)]
-        m = smoothed[origin]
-        top = np.argsort(-m, kind="stable")[:k]
-        radius = attention_radius(m, m, top, beta=beta, sigma=1, aggregate=aggregate)
-        true = _break_distance(smoothed[order], places[order], k, k0)
-        assert radius <= true + 1e-2 * step
+        smoothed = grid.smooth(values)
+        exact = smoothed[0]
+        top = np.argsort(-exact, kind="stable")[:k]
+        radius = attention_radius(exact, exact, top, beta=beta, sigma=1, aggregate=aggregate)
+        true = _break_distance(smoothed, grid.places, k, lost_tokens(k, beta=beta))
+        assert radius <= true + 1e-2 * grid.step
         certified += radius > 0
-        if math.isfinite(true) and true > 3 * step:
+        if math.isfinite(true) and true > 3 * grid.step:
             tightest = max(tightest, radius / true)
     assert certified > 60
     assert tightest > 0.6  # the certificate is not sound merely by saying nothing
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_no_classifier_solved_by_quadrature_changes_within_the_class_radius(dimensions: int) -> None:
+    """240 random three-class functions; the nearest place where another class leads is searched."""
+    grid, rng = Grid(dimensions), np.random.default_rng(dimensions)
+    certified, tightest = 0, 0.0
+    for _ in range(120):
+        scores = grid.scores(rng, 3)
+        smoothed = grid.smooth((scores == scores.max(axis=1, keepdims=True)).astype(float))
+        leader = int(smoothed[0].argmax())
+        radius = class_radius(float(smoothed[0, leader]), sigma=1)
+        changed = smoothed.argmax(axis=1) != leader
+        true = float(np.linalg.norm(grid.places[changed], axis=1).min()) if changed.any() else math.inf
+        assert radius <= true + 1e-2 * grid.step
+        certified += radius > 0
+        if math.isfinite(true) and true > 3 * grid.step:
+            tightest = max(tightest, radius / true)
+    assert certified > 40
+    assert tightest > 0.9
