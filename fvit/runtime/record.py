@@ -70,6 +70,11 @@ class Terms:
             total = -(-(self.n0 + 2 * total) // self.batch) * self.batch - self.n0
         return (*looks, self.n)
 
+    @property
+    def sides(self) -> int:
+        """Sides of the bounds on one value that claims rest on: "not certified" needs the other one."""
+        return 1 if self.radius is None else 2
+
     def check(self, *, tokens: int) -> None:
         """Raise FvitError, before any work, for terms that mean nothing or can certify nothing."""
         if not self.sigma > 0:
@@ -145,9 +150,9 @@ class Terms:
 def class_bounds(tally: Tally, index: int, terms: Terms) -> tuple[float, float]:
     """Clopper-Pearson (lower, upper) on the probability of class `index`.
 
-    Half of alpha, shared by the looks that a decision may take.
+    Half of alpha, shared by the looks that a decision may take, and by its two sides.
     """
-    alpha = terms.alpha / 2 / len(terms.checkpoints)
+    alpha = terms.alpha / 2 / len(terms.checkpoints) / terms.sides
     lower, upper = clopper_pearson(int(tally.counts[index]), tally.copies, alpha=alpha)
     return float(lower), float(upper)
 
@@ -155,14 +160,16 @@ def class_bounds(tally: Tally, index: int, terms: Terms) -> tuple[float, float]:
 def token_bounds(tally: Tally, terms: Terms, *, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(lower, upper) [N] on the smoothed value of each token, simultaneous on the sides that count.
 
-    Half of alpha, shared by the N tokens; votes are bounded anew for each explanation size and at
-    each look, while the bound on means serves all sizes and holds at every n at once.
+    Half of alpha, shared by the N tokens and by the sides. Votes are bounded anew for each
+    explanation size and at each look. The bound on means holds at every n at once and serves all
+    sizes, but with several of them a token may be inside one and outside another: two sides.
     """
     alpha = terms.alpha / 2 / tally.tokens
     if terms.aggregate == "mean":
-        return tally.wealth.bounds(alpha=alpha)
+        return tally.wealth.bounds(alpha=alpha / (2 if len(terms.k) > 1 else terms.sides))
     votes = tally.votes[tally.sizes.index(k)]
-    return clopper_pearson(votes, tally.copies, alpha=alpha / len(terms.k) / len(terms.checkpoints))
+    shared = len(terms.k) * len(terms.checkpoints) * terms.sides
+    return clopper_pearson(votes, tally.copies, alpha=alpha / shared)
 
 
 def smoothed_attention(tally: Tally, terms: Terms, *, k: int) -> NDArray[np.float64]:
@@ -383,8 +390,6 @@ def attention_claim(
 def decide(selection: Tally, estimation: Tally, terms: Terms, *, radius: float) -> Decision:
     """DESIGN 4.6 at one look: certified where the lower bounds reach the radius, not certified
     where even the bounds on the other side do not, undecided between.
-
-    Only one of the two answers can be false of a given model, so each side has all of alpha.
     """
     k = terms.k[0]
     index = int(selection.counts.argmax())
