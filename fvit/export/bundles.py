@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import OneShotDenoiser, load_diffusers
+from fvit.export.classifiers import ExplainedClassifier, class_labels, load_classifier
+from fvit.export.denoisers import OneShotDenoiser, check_size, load_diffusers
 from fvit.export.graphs import export_graph
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
 from fvit.runtime.schedule import Schedule
@@ -33,6 +33,36 @@ def export_demo(folder: Path) -> dict[str, float]:
     )
 
 
+def export_model(
+    folder: Path,
+    *,
+    classifier: str,
+    classifier_weights: Path | None,
+    pretrained: bool,
+    denoiser: str,
+    explanation: str,
+    image_size: int | None,
+    labels: Path | None,
+) -> dict[str, float]:
+    """Write a timm classifier and a diffusers denoiser as a bundle; returns each graph's largest
+    relative error. Raises FvitError as load_classifier, load_diffusers and export_bundle do."""
+    model = load_classifier(classifier, weights=classifier_weights, pretrained=pretrained)
+    named = class_labels(model, file=labels)
+    unet, schedule, prediction = load_diffusers(denoiser)
+    return export_bundle(
+        folder,
+        classifier=model,
+        classifier_name=classifier,
+        labels=named,
+        unet=unet,
+        denoiser_name=denoiser,
+        schedule=schedule,
+        prediction=prediction,
+        explanation=explanation,
+        image_size=image_size,
+    )
+
+
 def export_bundle(
     folder: Path,
     *,
@@ -43,14 +73,19 @@ def export_bundle(
     denoiser_name: str,
     schedule: Schedule,
     prediction: str,
+    explanation: str = "attention",
+    image_size: int | None = None,
 ) -> dict[str, float]:
     """Export both graphs, check them against torch, and seal the bundle.
 
     Raises FvitError where a graph differs from torch or the folder cannot be written; then nothing
-    is left behind.
+    is left behind. image_size: of the copies, the denoiser's training size unless told; the classifier
+    gets its own size, by resizing.
     """
-    size = (int(unet.config.sample_size),) * 2
-    explained = ExplainedClassifier(classifier)
+    side = image_size or int(unet.config.sample_size)
+    check_size(unet, side)
+    size = (side, side)
+    explained = ExplainedClassifier(classifier, explanation=explanation)
     denoiser = OneShotDenoiser(unet, prediction=prediction, image_size=size, output_size=explained.size)
     sigma = 0.25
     draw = torch.Generator().manual_seed(0)
@@ -76,7 +111,7 @@ def export_bundle(
             grid=explained.grid,
             mean=tuple(explained.mean.flatten().tolist()),
             std=tuple(explained.std.flatten().tolist()),
-            explanation="attention",
+            explanation=explanation,
             precision="fp32",
             prediction=prediction,
             alphas_cumprod=tuple(schedule.alphas_cumprod.tolist()),

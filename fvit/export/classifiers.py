@@ -2,40 +2,179 @@
 
 from __future__ import annotations
 
+import difflib
+import pickle
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
-from timm.data import resolve_model_data_config
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models._features import FeatureHooks
+from timm.models.beit import Beit
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from fvit.export import explanations
+from fvit.errors import FvitError
+from fvit.export.explanations import EXPLANATIONS
+
+FAMILIES: dict[Any, str] = {
+    VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
+    Beit: "BEiT and BEiT v2",
+    Eva: "EVA, EVA-02 and DINOv3",
+}
+"""timm's classes with softmax attention over one sequence of tokens, which export."""
 
 
 class ExplainedClassifier(nn.Module):
     """images [B,3,h,w] float32 in [0,1] -> logits [B,C], attribution [B,N], both float32.
 
     Normalisation is inside, with the model's own mean and std from timm's data config. Attention
-    probabilities are materialised in the last block only; the others keep their fused form.
+    probabilities are materialised in the blocks that the explanation reads; the others keep their
+    fused form. Raises FvitError for a model of no known family, one without a classification head,
+    and an unknown explanation.
     """
 
     mean: Tensor
     std: Tensor
+    readout: Tensor
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, explanation: str = "attention") -> None:
         super().__init__()
+        families: Any = tuple(FAMILIES)
+        if not isinstance(model, families):
+            raise FvitError(
+                f"{type(model).__name__} is no model with softmax attention over one sequence of tokens; "
+                f"what exports: {'; '.join(FAMILIES.values())}"
+            )
+        if getattr(model, "attn_pool", None) is not None:
+            raise FvitError("this model pools its tokens by attention, which no explanation here reads yet")
+        if not model.num_classes:
+            raise FvitError("this model has no classification head: give a fine-tuned --classifier-weights")
+        if explanation not in EXPLANATIONS:
+            raise FvitError(f"explanation '{explanation}' is unknown: use one of {', '.join(EXPLANATIONS)}")
         self.model = model.eval()
+        self.explain = EXPLANATIONS[explanation]
+        self.prefix = int(model.num_prefix_tokens)
         config = resolve_model_data_config(model)
-        self.size: tuple[int, int] = tuple(config["input_size"][1:])
         self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
+        # The data config speaks of the pretrained model; the image size may have been chosen anew.
+        self.size: tuple[int, int] = tuple(model.patch_embed.img_size or config["input_size"][1:])
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
-        last = len(model.blocks) - 1
-        model.blocks[last].attn.fused_attn = False
-        self._maps = FeatureHooks([f"blocks.{last}.attn.attn_drop"], model.named_modules())
+        self.register_buffer("readout", _readout(model, tokens=self.grid[0] * self.grid[1]))
+        blocks = range(len(model.blocks))
+        read = blocks if explanation == "rollout" else blocks[-1:]
+        for block in read:
+            model.blocks[block].attn.fused_attn = False
+        self._maps = FeatureHooks([f"blocks.{block}.attn.attn_drop" for block in read], model.named_modules())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.model((images - self.mean) / self.std)
-        (last,) = self._maps.get_output(images.device).values()
-        attribution = explanations.attention(last, prefix=self.model.num_prefix_tokens)
-        return logits.float(), attribution.float()
+        maps = list(self._maps.get_output(images.device).values())
+        return logits.float(), self.explain(maps, readout=self.readout, prefix=self.prefix).float()
+
+
+def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool = True) -> nn.Module:
+    """A timm model by name: with timm's pretrained weights, a local checkpoint, or random weights.
+
+    weights: a .safetensors file or a torch checkpoint that holds tensors only; its own number of
+    classes is kept. Raises FvitError for unknown names (with the nearest), weights that do not fit
+    (with the first mismatches), files that hold code, and a hub that cannot be reached.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f": did you mean {', '.join(near)}?" if near else ": see fvit-export list"
+        raise FvitError(f"timm knows no model '{name}'{hint}")
+    options = {}
+    try:
+        if weights is None:
+            return timm.create_model(name, pretrained=pretrained)
+        tensors = _tensors(weights)
+        named = timm.get_pretrained_cfg(name).classifier
+        head = tensors.get(f"{named[0] if isinstance(named, tuple) else named}.weight")
+        if head is not None:
+            options["num_classes"] = len(head)
+        model = timm.create_model(name, pretrained=False, **options)
+    except FvitError:
+        raise
+    except Exception as error:  # whatever the hub, its client or the model's constructor raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if weights is None and pretrained:
+            raise FvitError(
+                f"the weights of {name} could not be fetched ({first}): "
+                "give a local file with --classifier-weights, or --no-pretrained"
+            ) from error
+        raise FvitError(f"{name} cannot be built: {first}") from error
+    _load(model, tensors, file=weights)
+    return model
+
+
+def class_labels(model: Any, *, file: Path | None) -> tuple[str, ...]:
+    """One label a class: the lines of `file`, ImageNet's names where timm knows them, or numbers.
+
+    Raises FvitError where the file cannot be read or has another number of lines.
+    """
+    if file is not None:
+        try:
+            labels = tuple(file.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise FvitError(f"{file} cannot be read as text: {error}") from error
+        if len(labels) != model.num_classes:
+            raise FvitError(f"{file} has {len(labels)} labels, but the model has {model.num_classes} classes")
+        return labels
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return tuple(str(index) for index in range(model.num_classes))
+    names = ImageNetInfo(subset)
+    return tuple(names.index_to_description(index) for index in range(model.num_classes))
+
+
+def _readout(model: Any, *, tokens: int) -> Tensor:
+    """[T]: the class token, or the average of the patches where the head reads that."""
+    prefix = int(model.num_prefix_tokens)
+    weights = torch.zeros(prefix + tokens)
+    if prefix and str(model.global_pool) not in ("avg", "avgmax", "max"):
+        weights[0] = 1
+    else:
+        weights[prefix:] = 1 / tokens
+    return weights
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, out of the wrappings that training scripts put around them."""
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise FvitError(
+            f"{file} holds more than tensors, so loading it could run code: refused; "
+            "save its state_dict, best as .safetensors"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
+        raise FvitError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    for wrapping in ("state_dict", "model", "state_dict_ema", "model_ema"):
+        if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
+            found = found[wrapping]
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise FvitError(f"{file} is no state_dict: it maps names to other things than tensors")
+    return {name.removeprefix("module."): value for name, value in found.items()}
+
+
+def _load(model: nn.Module, tensors: dict[str, Tensor], *, file: Path) -> None:
+    own = model.state_dict()
+    wrong = [f"{name} is missing" for name in own if name not in tensors]
+    wrong += [f"{name} is not the model's" for name in tensors if name not in own]
+    wrong += [
+        f"{name} is {list(tensors[name].shape)} instead of {list(value.shape)}"
+        for name, value in own.items()
+        if name in tensors and tensors[name].shape != value.shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise FvitError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
+    model.load_state_dict(tensors)

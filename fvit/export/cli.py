@@ -17,20 +17,70 @@ console = Console()
 BundleArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to.")]
 
 
-@app.callback()
-def _commands() -> None:
-    """Keeps the subcommands' names even while there is only one."""
-
-
 @app.command()
 def demo(bundle: BundleArgument) -> None:
     """Export the embedded FViT: cluttered digits, 64x64, ten classes."""
-    for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
-        require(module, extra="export", purpose="fvit-export")
+    _require()
     from fvit.export.bundles import export_demo
 
     with console.status("exporting the embedded model"):
         errors = export_demo(bundle)
+    _report(bundle, errors)
+
+
+@app.command()
+def model(
+    bundle: BundleArgument,
+    classifier: Annotated[str, typer.Option(help="Name of a timm model; see fvit-export list.")],
+    denoiser: Annotated[str, typer.Option(help="A diffusers folder or hub name: UNet2DModel and scheduler.")],
+    classifier_weights: Annotated[
+        Path | None, typer.Option(help="A local checkpoint (.safetensors, or .pth with tensors only).")
+    ] = None,
+    pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = True,
+    explanation: Annotated[str, typer.Option(help="attention or rollout.")] = "attention",
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
+) -> None:
+    """Export a timm ViT behind a diffusion denoiser."""
+    _require()
+    from fvit.export.bundles import export_model
+
+    with console.status(f"exporting {classifier} behind {denoiser}"):
+        errors = export_model(
+            bundle,
+            classifier=classifier,
+            classifier_weights=classifier_weights,
+            pretrained=pretrained,
+            denoiser=denoiser,
+            explanation=explanation,
+            image_size=image_size,
+            labels=labels,
+        )
+    _report(bundle, errors)
+
+
+@app.command("list")
+def list_models() -> None:
+    """Name the families of classifiers that export, with timm's models of each."""
+    _require()
+    import timm
+
+    from fvit.export.classifiers import FAMILIES
+
+    for family, words in FAMILIES.items():
+        module = family.__module__.rpartition(".")[2]
+        console.print(f"[bold]{words}[/]")
+        console.print("  " + ", ".join(timm.list_models(module=module)), highlight=False)
+
+
+def _require() -> None:
+    for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
+        require(module, extra="export", purpose="fvit-export")
+
+
+def _report(bundle: Path, errors: dict[str, float]) -> None:
     for graph, error in errors.items():
         console.print(f"{graph:<16} max relative error against torch {error:.1e}")
     console.print(f"bundle written to {bundle}")

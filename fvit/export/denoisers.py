@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DModel
@@ -75,18 +74,50 @@ class Resize(nn.Module):
         return F.interpolate(units, (target, source), mode="bicubic", antialias=True)[0, 0]
 
 
-def load_diffusers(folder: Path) -> tuple[Any, Schedule, str]:
-    """A local diffusers folder (`unet/` and `scheduler/`) -> UNet in float32, its schedule, and
-    what it predicts. Raises FvitError where the folder does not hold such a model."""
+def load_diffusers(place: Path | str) -> tuple[Any, Schedule, str]:
+    """A diffusers folder or hub name -> UNet in float32, its schedule, and what it predicts.
+
+    The UNet2DModel lies in `unet/` or at the top, the scheduler in `scheduler/` or at the top.
+    Raises FvitError where there is no such model, the hub cannot be reached, or the model is no
+    unconditional denoiser of RGB images.
+    """
+    inside = {"unet": "unet", "scheduler": "scheduler"}
+    if Path(place).is_dir():
+        inside = {name: name if (Path(place) / name).is_dir() else "" for name in inside}
     try:
         unet = UNet2DModel.from_pretrained(
-            folder, subfolder="unet", torch_dtype=torch.float32, low_cpu_mem_usage=False
+            place, subfolder=inside["unet"], torch_dtype=torch.float32, low_cpu_mem_usage=False
         )
-        scheduler = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+        scheduler = DDPMScheduler.from_pretrained(place, subfolder=inside["scheduler"])
+    except Exception as error:  # whatever the hub's client, the parser or the constructor raises
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FvitError(
-            f"{folder} is no diffusers folder with a UNet2DModel and a scheduler: {first}"
+            f"{place} is no diffusers model with a UNet2DModel and a scheduler that can be read ({first}): "
+            "give a local folder with --denoiser"
         ) from error
-    schedule = Schedule(scheduler.alphas_cumprod.double().numpy().astype(np.float64))
-    return unet.eval(), schedule, scheduler.config.prediction_type
+    _check(unet, place)
+    products = scheduler.alphas_cumprod.double().numpy()
+    # A learned embedding of the timestep knows the integers only.
+    schedule = Schedule(products, fractional=unet.config.time_embedding_type != "learned")
+    prediction = scheduler.config.prediction_type
+    if prediction not in PREDICTIONS:
+        raise FvitError(f"{place} predicts '{prediction}': one-shot denoising needs {', '.join(PREDICTIONS)}")
+    return unet.eval(), schedule, prediction
+
+
+def check_size(unet: Any, size: int) -> None:
+    """Raise FvitError where images of this size cannot pass the UNet's levels."""
+    factor = 2 ** (len(unet.config.block_out_channels) - 1)
+    if size < factor or size % factor:
+        raise FvitError(f"image size {size}: this denoiser halves images, so use a multiple of {factor}")
+
+
+def _check(unet: Any, place: Path | str) -> None:
+    channels = (unet.config.in_channels, unet.config.out_channels)
+    if channels not in ((3, 3), (3, 6)):
+        raise FvitError(
+            f"{place} turns {channels[0]} channels into {channels[1]}: a denoiser of RGB images turns 3 "
+            "into 3, or into 6 with a learned variance"
+        )
+    if unet.config.num_class_embeds is not None or unet.config.class_embed_type is not None:
+        raise FvitError(f"{place} needs a class label: use an unconditional denoiser")

@@ -125,6 +125,6 @@ def test_a_graph_that_differs_from_torch_is_an_error_not_a_warning(tmp_path: Pat
 
 
 def test_a_folder_that_is_no_diffusers_model_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FvitError, match="no diffusers folder") as caught:
+    with pytest.raises(FvitError, match="no diffusers model") as caught:
         load_diffusers(tmp_path)
     assert "\n" not in str(caught.value)
