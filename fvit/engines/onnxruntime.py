@@ -47,22 +47,32 @@ class OnnxRuntimeEngine(Engine):
         self.outputs = tuple(map(_tensor, self._session.get_outputs()))
         self._names = [tensor.name for tensor in self.outputs]
         self._batched = [tensor.name for tensor in self.inputs if tensor.shape]
+        self._fixed = next(tensor.shape[0] for tensor in self.inputs if tensor.shape)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         batch = len(feeds[self._batched[0]])
-        if self._cores is None or batch <= ROWS:
-            return dict(zip(self._names, self._session.run(self._names, dict(feeds)), strict=True))
+        portion = self._fixed or (batch if self._cores is None else ROWS)
+        starts = range(0, batch, portion)
 
         def part(first: int) -> list[NDArray[Any]]:
-            rows = {name: feeds[name][first : first + ROWS] for name in self._batched}
-            found: list[NDArray[Any]] = self._session.run(self._names, {**feeds, **rows})
+            rows = {name: feeds[name][first : first + portion] for name in self._batched}
+            found: list[NDArray[Any]] = self._session.run(self._names, {**feeds, **self._filled(rows)})
             return found
 
-        parts = list(self._cores.map(part, range(0, batch, ROWS)))
+        mapped = (
+            map(part, starts) if self._cores is None or len(starts) == 1 else self._cores.map(part, starts)
+        )
+        pieces = zip(*mapped, strict=True)
         return {
-            name: np.concatenate(pieces)
-            for name, pieces in zip(self._names, zip(*parts, strict=True), strict=True)
+            name: values[0] if values[0].shape[0] == batch else np.concatenate(values)[:batch]
+            for name, values in zip(self._names, pieces, strict=True)
         }
+
+    def _filled(self, rows: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Rows repeated up to a fixed batch; what the repeats give is cut off again."""
+        if self._fixed is None:
+            return rows
+        return {name: np.resize(values, (self._fixed, *values.shape[1:])) for name, values in rows.items()}
 
 
 def _providers(runtime: Any, device: str) -> list[Any]:

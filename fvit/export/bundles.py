@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fvit.engines.onnxruntime import ROWS
 from fvit.export.classifiers import ExplainedClassifier, class_labels, load_classifier
 from fvit.export.denoisers import OneShotDenoiser, check_size, load_diffusers
 from fvit.export.graphs import export_graph
@@ -94,12 +95,17 @@ def export_bundle(
         "sigma": torch.tensor(sigma),
         "timestep": torch.tensor(schedule.timestep(sigma)),
     }
-    images = {"images": torch.rand(4, 3, *explained.size, generator=draw)}
+    # A graph with a backward pass keeps this batch; it is the engine's own portion on a CPU.
+    images = {"images": torch.rand(ROWS, 3, *explained.size, generator=draw)}
     with write_bundle(folder) as temporary:
         errors = {
             DENOISER: export_graph(denoiser, noisy, outputs=("images",), graph=temporary / DENOISER),
             CLASSIFIER: export_graph(
-                explained, images, outputs=("logits", "attribution"), graph=temporary / CLASSIFIER
+                explained,
+                images,
+                outputs=("logits", "attribution"),
+                graph=temporary / CLASSIFIER,
+                backward=explained.needs_gradients,
             ),
         }
         manifest = Manifest(

@@ -12,14 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
-from timm.models._features import FeatureHooks
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fvit.errors import FvitError
-from fvit.export.explanations import EXPLANATIONS
+from fvit.export import explanations
+from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
 
 FAMILIES: dict[Any, str] = {
     VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
@@ -57,7 +57,7 @@ class ExplainedClassifier(nn.Module):
         if explanation not in EXPLANATIONS:
             raise FvitError(f"explanation '{explanation}' is unknown: use one of {', '.join(EXPLANATIONS)}")
         self.model = model.eval()
-        self.explain = EXPLANATIONS[explanation]
+        self.explanation = explanation
         self.prefix = int(model.num_prefix_tokens)
         config = resolve_model_data_config(model)
         self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
@@ -66,16 +66,61 @@ class ExplainedClassifier(nn.Module):
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         self.register_buffer("readout", _readout(model, tokens=self.grid[0] * self.grid[1]))
-        blocks = range(len(model.blocks))
-        read = blocks if explanation == "rollout" else blocks[-1:]
-        for block in read:
-            model.blocks[block].attn.fused_attn = False
-        self._maps = FeatureHooks([f"blocks.{block}.attn.attn_drop" for block in read], model.named_modules())
+        self._taps = []
+        for block in model.blocks[-1:] if explanation in OF_LAST_BLOCK else model.blocks:
+            block.attn.fused_attn = False
+            block.attn.attn_drop = Tap()
+            self._taps.append(block.attn.attn_drop)
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the backward pass is part of the function."""
+        return self.explanation in explanations.FROM_GRADIENTS
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model((images - self.mean) / self.std)
-        maps = list(self._maps.get_output(images.device).values())
-        return logits.float(), self.explain(maps, readout=self.readout, prefix=self.prefix).float()
+        pixels = (images - self.mean) / self.std
+        where: dict[str, Any] = {"readout": self.readout, "prefix": self.prefix}
+        if not self.needs_gradients:
+            logits = self.model(pixels)
+            maps = [tap.caught for tap in self._taps]
+            attribution = explanations.FROM_ATTENTION[self.explanation](maps, **where)
+        else:
+            logits, maps, gradients = self._with_gradients(pixels)
+            attribution = explanations.FROM_GRADIENTS[self.explanation](maps, gradients, **where)
+        return logits.float(), attribution.float()
+
+    def _with_gradients(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits, maps, and the gradients of each image's largest logit with respect to its maps.
+
+        Rows do not mix, so one backward pass from the sum of the logits serves the whole batch.
+        """
+        tokens, heads = len(self.readout), [block.attn.num_heads for block in self.model.blocks]
+        zeros = tuple(
+            pixels.new_zeros(len(pixels), count, tokens, tokens) for count in heads[-len(self._taps) :]
+        )
+
+        def predicted(shifts: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+            for tap, shift in zip(self._taps, shifts, strict=True):
+                tap.shift = shift
+            logits = self.model(pixels)
+            return logits.amax(dim=1).sum(), (logits, [tap.caught for tap in self._taps])
+
+        gradients, (logits, maps) = torch.func.grad(predicted, has_aux=True)(zeros)
+        return logits, maps, list(gradients)
+
+
+class Tap(nn.Module):
+    """Stands where a block drops out attention probabilities (which evaluation never does): keeps
+    the map that passes, and adds a zero shift to differentiate by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caught: Any = None
+        self.shift: Any = None
+
+    def forward(self, probabilities: Tensor) -> Tensor:
+        self.caught = probabilities
+        return probabilities if self.shift is None else probabilities + self.shift
 
 
 def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool = True) -> nn.Module:

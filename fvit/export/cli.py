@@ -37,7 +37,9 @@ def model(
         Path | None, typer.Option(help="A local checkpoint (.safetensors, or .pth with tensors only).")
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = True,
-    explanation: Annotated[str, typer.Option(help="attention or rollout.")] = "attention",
+    explanation: Annotated[
+        str, typer.Option(help="attention, rollout, gradcam or gradient-rollout.")
+    ] = "attention",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
     ] = None,

@@ -1,4 +1,4 @@
-"""A torch module -> an ONNX graph with a dynamic batch, checked against the module itself."""
+"""A torch module -> an ONNX graph, checked against the module itself."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._decomp import core_aten_decompositions
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from fvit.engines.base import open_engine
 from fvit.errors import FvitError
@@ -20,25 +22,40 @@ TOLERANCE = 1e-4
 
 
 def export_graph(
-    module: nn.Module, inputs: dict[str, Tensor], *, outputs: tuple[str, ...], graph: Path
+    module: nn.Module,
+    inputs: dict[str, Tensor],
+    *,
+    outputs: tuple[str, ...],
+    graph: Path,
+    backward: bool = False,
 ) -> float:
     """Write `module` as ONNX and return its largest relative error against torch.
 
     inputs: an example of each input, in the order of the module's arguments, its batch larger than
     1; inputs with dimensions have a dynamic batch, scalars are scalars. The graph is checked by
-    onnx.checker and run at the example's batch and at batch 1.
+    onnx.checker and run at the example's batch and at batch 1. backward: the module differentiates
+    inside, which is traced operator by operator at the example's batch; engines then pad to it.
     Raises FvitError where the error exceeds TOLERANCE.
     """
     batch = torch.export.Dim("batch")
+    traced: nn.Module = module.eval()
+    if backward:
+        # ONNX knows empty_like, not the operator that it is decomposed into.
+        table = dict(core_aten_decompositions())
+        table.pop(torch.ops.aten.empty_like.default, None)
+        with torch.no_grad():
+            traced = make_fx(module, decomposition_table=table)(*inputs.values())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module.eval(),
+            traced,
             tuple(inputs.values()),
             graph,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=tuple({0: batch} if value.ndim else None for value in inputs.values()),
+            dynamic_shapes=None
+            if backward
+            else tuple({0: batch} if value.ndim else None for value in inputs.values()),
             dynamo=True,
             external_data=False,
             verbose=False,

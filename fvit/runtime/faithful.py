@@ -37,14 +37,14 @@ class FaithfulViT:
     batch: copies that one run of the engine takes; part of what makes results reproducible.
     """
 
-    def __init__(self, bundle: Bundle, pipeline: DenoisedClassifier, *, device: str, batch: int) -> None:
+    def __init__(self, bundle: Bundle, pipeline: DenoisedClassifier, *, batch: int) -> None:
         self.bundle, self.pipeline, self.batch = bundle, pipeline, batch
         manifest = bundle.manifest
         if (pipeline.classes, pipeline.tokens) != (len(manifest.labels), manifest.tokens):
             raise FvitError(
                 f"{bundle.folder}: graph and manifest disagree on classes or tokens: export it again"
             )
-        self.engine = {"name": "onnxruntime", "device": device, "precision": manifest.precision}
+        self.engine = {"name": pipeline.engine, "device": pipeline.device, "precision": manifest.precision}
         self._smoother = Smoother(pipeline, batch=batch)
 
     def predict(
@@ -215,4 +215,4 @@ def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: int = 32
         schedule=manifest.schedule,
         image_size=manifest.image_size,
     )
-    return FaithfulViT(opened, pipeline, device=device, batch=batch)
+    return FaithfulViT(opened, pipeline, batch=batch)

@@ -42,6 +42,7 @@ class DenoisedClassifier:
         self.image_size = image_size
         self.schedule = schedule
         self._denoiser, self._classifier = denoiser, classifier
+        self.engine, self.device = classifier.name, classifier.device
         shapes = {tensor.name: tensor.shape for tensor in classifier.outputs}
         classes, tokens = shapes["logits"][1], shapes["attribution"][1]
         if classes is None or tokens is None:

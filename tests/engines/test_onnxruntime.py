@@ -2,7 +2,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from fvit.engines.base import Engine, open_engine
 from fvit.errors import FvitError
@@ -49,6 +51,27 @@ def test_a_batch_that_is_no_multiple_keeps_every_row_in_place(classifier: Engine
     assert found.shape == (19, 10)
     alone = np.concatenate([classifier.run({"images": images[i : i + 1]})["logits"] for i in range(19)])
     assert np.allclose(found, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 6, 9])
+def test_a_graph_of_fixed_batch_is_padded_and_cut(batch: int, tmp_path: Path) -> None:
+    shape = [4, 3]
+    graph = helper.make_graph(
+        [helper.make_node("Mul", ["x", "factor"], ["y"])],
+        "twice",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, shape),
+            helper.make_tensor_value_info("factor", TensorProto.FLOAT, []),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.save(model, tmp_path / "twice.onnx")
+    x = np.random.default_rng(batch).random((batch, 3), np.float32)
+    found = open_engine(tmp_path / "twice.onnx", device="cpu").run(
+        {"x": x, "factor": np.asarray(2, np.float32)}
+    )
+    assert np.array_equal(found["y"], 2 * x)
 
 
 def test_threads_may_share_an_engine(classifier: Engine) -> None:

@@ -1,0 +1,110 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from PIL import Image
+
+
+def run(command: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+    module = {"fvit-export": "fvit.export.cli", "fvit-certify": "fvit.runtime.cli"}[command]
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", f"from {module} import main; main()", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+        env=os.environ | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def last_line(done: "subprocess.CompletedProcess[str]") -> str:
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def _denoiser(folder: Path, *, scheduler: dict[str, object] | None = None, **options: object) -> Path:
+    torch.manual_seed(0)
+    architecture = {
+        "sample_size": 32, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
+        "add_attention": False,
+    }  # fmt: skip
+    unet = UNet2DModel(**{**architecture, **options})
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler(**(scheduler or {}))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _denoiser(tmp_path_factory.mktemp("denoiser") / "unet")
+
+
+def test_a_timm_model_behind_a_local_denoiser_certifies_a_photo(denoiser: Path, tmp_path: Path) -> None:
+    done = run(
+        "fvit-export", "model", tmp_path / "bundle", "--classifier", "vit_tiny_patch16_224",
+        "--no-pretrained", "--denoiser", denoiser, "--image-size", "64", "--explanation", "gradcam",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    Image.fromarray(photo).save(tmp_path / "photo.jpg")
+    done = run(
+        "fvit-certify", tmp_path / "bundle", tmp_path / "photo.jpg", "--n", "32", "--n0", "8", "--batch", "10"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "photo" in done.stdout
+
+
+def test_a_hub_name_without_a_network_says_which_flag_takes_a_local_file(
+    denoiser: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--denoiser", denoiser
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "--classifier-weights" in last_line(done)
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", "google/ddpm-church-256",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "local folder with --denoiser" in last_line(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "scheduler", "message"),
+    [
+        ({"in_channels": 1, "out_channels": 1}, {}, "turns 1 channels into 1"),
+        ({"num_class_embeds": 10}, {}, "needs a class label"),
+        ({}, {"prediction_type": "flow"}, "predicts 'flow'"),
+    ],
+)
+def test_denoisers_that_do_not_fit_are_refused(
+    options: dict[str, object], scheduler: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    folder = _denoiser(tmp_path / "unet", scheduler=scheduler, **options)
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", folder,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert message in last_line(done)
+    assert not (tmp_path / "b").exists()
+
+
+def test_an_image_size_that_the_denoiser_cannot_halve_is_refused(denoiser: Path, tmp_path: Path) -> None:
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", denoiser, "--image-size", "63",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "multiple of 2" in last_line(done)
+
+
+def test_list_names_the_families() -> None:
+    done = run("fvit-export", "list")
+    assert done.returncode == 0
+    assert "vit_base_patch16_224" in done.stdout
+    assert "beit_base_patch16_224" in done.stdout
