@@ -60,6 +60,7 @@ def export_graph(
             external_data=False,
             verbose=False,
         )
+    _strip(graph)
     onnx.checker.check_model(graph, full_check=True)
     engine = open_engine(graph, device="cpu")
     single = {name: value[:1] if value.ndim else value for name, value in inputs.items()}
@@ -72,6 +73,18 @@ def export_graph(
             f"{graph.name} differs from torch by {worst:.1e}, more than {TOLERANCE:.0e}: not exported"
         )
     return worst
+
+
+def _strip(graph: Path) -> None:
+    """Drop where each operator came from (paths and stack traces of this machine), so that the same
+    model gives the same bytes wherever it is exported."""
+    model = onnx.load(graph)
+    del model.metadata_props[:]
+    parts = [model.graph, *model.graph.node, *model.graph.initializer, *model.graph.value_info]
+    for part in [*parts, *model.graph.input, *model.graph.output, *model.functions]:
+        del part.metadata_props[:]
+        part.doc_string = ""
+    onnx.save(model, graph)
 
 
 def run_torch(

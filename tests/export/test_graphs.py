@@ -10,6 +10,7 @@ from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import OneShotDenoiser, Resize, load_diffusers
 from fvit.export.graphs import export_graph
+from fvit.runtime.bundle import open_bundle
 
 torch_equal = 1e-4
 
@@ -128,3 +129,10 @@ def test_a_folder_that_is_no_diffusers_model_is_refused_in_one_line(tmp_path: Pa
     with pytest.raises(FvitError, match="no diffusers model") as caught:
         load_diffusers(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_same_model_exports_to_the_same_bytes(demo_bundle: Path, tmp_path: Path) -> None:
+    from fvit.export.bundles import export_demo
+
+    export_demo(tmp_path / "again")
+    assert open_bundle(tmp_path / "again").digest == open_bundle(demo_bundle).digest
