@@ -60,6 +60,9 @@ def test_certifies_where_only_the_base_dependencies_are_installed(
     done = run("-c", code, str(demo_bundle), str(samples[0]), "--n", "64", "--n0", "8")
     assert done.returncode == 0, done.stderr
     assert samples[0].stem in done.stdout
+    done = run("-c", code, str(demo_bundle), str(samples[0]), "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "pip install 'fvit[plots]'" in done.stderr
 
 
 def _closure(root: str) -> set[str]:

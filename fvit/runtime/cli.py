@@ -16,6 +16,7 @@ from rich.text import Text
 
 from fvit import commands
 from fvit.errors import FvitError
+from fvit.extras import require
 from fvit.runtime.faithful import FaithfulViT, load
 from fvit.runtime.images import Picture, find_images
 from fvit.runtime.journal import NAME, Journal
@@ -66,6 +67,8 @@ def fvit_certify(
     With --out, a second run skips the images that are done. With --replay, the records' own terms
     count and the other options but --batch and --device do not.
     """
+    if out is not None:
+        require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
     vit = load(bundle, device=device, batch=batch)
     if replay_file is not None:
         replay_all(vit, read_records(replay_file), find_images(images))
