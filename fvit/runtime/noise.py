@@ -1,4 +1,5 @@
-"""Counter-based noise (DESIGN section 5): copy i of a seed is the same noise wherever it is drawn.
+"""Counter-based noise (DESIGN section 5): copy i of a seed is the same noise wherever it is drawn,
+to the rounding of float32 where another machine computes logarithm, sine and cosine differently.
 
 Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed. The counter of element e of copy i is
 (e // 4, 0, i mod 2³², i div 2³²); its four words become four normals by Box-Muller in float32.

@@ -21,14 +21,11 @@ class Replay:
     """How a recorded certificate fared. identical: counts, tokens and radii, every digit.
     copies_moved: by how many the copies counted for the recorded class differ (None where this
     engine selects another class). holds: this engine certifies the same class and explanation, at
-    the recorded radii or larger."""
+    the recorded radii or larger. found: the record that came out."""
 
-    image: str
     identical: bool
     copies_moved: int | None
     holds: bool
-    same_tokens: bool
-    recorded: dict[str, Any]
     found: dict[str, Any]
 
 
@@ -58,7 +55,6 @@ def replay(vit: FaithfulViT, record: dict[str, Any], picture: Picture) -> Replay
     attention, attention_again = record["attention"], found["attention"]
     same_class = of_class["index"] == again["index"]
     return Replay(
-        image=record["image"],
         identical=_claims(record) == _claims(found),
         copies_moved=abs(of_class["count"] - again["count"]) if same_class else None,
         holds=(of_class["abstained"] or (same_class and again["radius_l2"] >= of_class["radius_l2"]))
@@ -69,8 +65,6 @@ def replay(vit: FaithfulViT, record: dict[str, Any], picture: Picture) -> Replay
                 and attention_again["radius_l2"] >= attention["radius_l2"]
             )
         ),
-        same_tokens=attention["tokens"] == attention_again["tokens"],
-        recorded=record,
         found=found,
     )
 
