@@ -49,9 +49,9 @@ class Adversary:
     """The embedded model in torch, differentiable from the noisy copies to logits and attribution."""
 
     def __init__(self) -> None:
-        unet, self.schedule, prediction = load_diffusers(models.DENOISER)
-        size = (64, 64)
-        self.denoiser = OneShotDenoiser(unet, prediction=prediction, image_size=size, output_size=size)
+        diffusion = load_diffusers(models.DENOISER)
+        self.schedule = diffusion.schedule
+        self.denoiser = OneShotDenoiser(diffusion, image_size=(64, 64), output_size=(64, 64))
         self.classifier = ExplainedClassifier(models.load_classifier())
 
     def follow(

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models.beit import Beit
 from timm.models.eva import Eva
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 
 from fvit.errors import FvitError
 from fvit.export import explanations
+from fvit.export.checkpoints import load_tensors, read_tensors
 from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
 
 FAMILIES: dict[Any, str] = {
@@ -138,7 +136,7 @@ def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool 
     try:
         if weights is None:
             return timm.create_model(name, pretrained=pretrained)
-        tensors = _tensors(weights)
+        tensors = read_tensors(weights)
         named = timm.get_pretrained_cfg(name).classifier
         head = tensors.get(f"{named[0] if isinstance(named, tuple) else named}.weight")
         if head is not None:
@@ -154,7 +152,7 @@ def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool 
                 "give a local file with --classifier-weights, or --no-pretrained"
             ) from error
         raise FvitError(f"{name} cannot be built: {first}") from error
-    _load(model, tensors, file=weights)
+    load_tensors(model, tensors, file=weights)
     return model
 
 
@@ -187,39 +185,3 @@ def _readout(model: Any, *, tokens: int) -> Tensor:
     else:
         weights[prefix:] = 1 / tokens
     return weights
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of the wrappings that training scripts put around them."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise FvitError(
-            f"{file} holds more than tensors, so loading it could run code: refused; "
-            "save its state_dict, best as .safetensors"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise FvitError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
-    for wrapping in ("state_dict", "model", "state_dict_ema", "model_ema"):
-        if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
-            found = found[wrapping]
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise FvitError(f"{file} is no state_dict: it maps names to other things than tensors")
-    return {name.removeprefix("module."): value for name, value in found.items()}
-
-
-def _load(model: nn.Module, tensors: dict[str, Tensor], *, file: Path) -> None:
-    own = model.state_dict()
-    wrong = [f"{name} is missing" for name in own if name not in tensors]
-    wrong += [f"{name} is not the model's" for name in tensors if name not in own]
-    wrong += [
-        f"{name} is {list(tensors[name].shape)} instead of {list(value.shape)}"
-        for name, value in own.items()
-        if name in tensors and tensors[name].shape != value.shape
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FvitError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(tensors)

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from fvit import commands
+from fvit.errors import FvitError
 from fvit.extras import require
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Turn a ViT and a denoiser into a bundle.")
@@ -32,7 +33,13 @@ def demo(bundle: BundleArgument) -> None:
 def model(
     bundle: BundleArgument,
     classifier: Annotated[str, typer.Option(help="Name of a timm model; see fvit-export list.")],
-    denoiser: Annotated[str, typer.Option(help="A diffusers folder or hub name: UNet2DModel and scheduler.")],
+    denoiser: Annotated[
+        str,
+        typer.Option(
+            help="A diffusers folder or hub name (UNet2DModel and scheduler), or a checkpoint file of "
+            "guided-diffusion or improved-diffusion."
+        ),
+    ],
     classifier_weights: Annotated[
         Path | None, typer.Option(help="A local checkpoint (.safetensors, or .pth with tensors only).")
     ] = None,
@@ -44,21 +51,38 @@ def model(
         int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
+    adm_flags: Annotated[
+        str | None,
+        typer.Option(
+            help="Training flags of a guided-diffusion or improved-diffusion checkpoint, in quotes, as its "
+            "authors print them; not needed for 256x256_diffusion_uncond.pt."
+        ),
+    ] = None,
 ) -> None:
     """Export a timm ViT behind a diffusion denoiser."""
     _require()
-    from fvit.export.bundles import export_model
+    from fvit.export.adm import load_adm
+    from fvit.export.bundles import export_bundle
+    from fvit.export.classifiers import class_labels, load_classifier
+    from fvit.export.denoisers import load_diffusers
 
+    is_file = Path(denoiser).is_file()
+    if adm_flags is not None and not is_file:
+        raise FvitError(f"--adm-flags describe a checkpoint file, and '{denoiser}' is none")
+    with console.status(f"loading {classifier} and {denoiser}"):
+        loaded = load_classifier(classifier, weights=classifier_weights, pretrained=pretrained)
+        named = class_labels(loaded, file=labels)
+        diffusion = load_adm(Path(denoiser), flags=adm_flags) if is_file else load_diffusers(denoiser)
     with console.status(f"exporting {classifier} behind {denoiser}"):
-        errors = export_model(
+        errors = export_bundle(
             bundle,
-            classifier=classifier,
-            classifier_weights=classifier_weights,
-            pretrained=pretrained,
-            denoiser=denoiser,
+            classifier=loaded,
+            classifier_name=classifier,
+            labels=named,
+            diffusion=diffusion,
+            denoiser_name=denoiser,
             explanation=explanation,
             image_size=image_size,
-            labels=labels,
         )
     _report(bundle, errors)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,28 @@ from fvit.runtime.schedule import Schedule
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
+@dataclass(frozen=True, eq=False)
+class Diffusion:
+    """A diffusion model of RGB images in [-1,1], ready to denoise.
+
+    unet: (images [B,3,H,W], timestep) -> an object with `sample` [B, 3 or 6, H, W]; prediction: what
+    its first three channels are; image_size: the side that it was trained on; timestep_scale: what it
+    wants timesteps of the schedule multiplied by. Raises FvitError for an unknown prediction type.
+    """
+
+    unet: Any
+    schedule: Schedule
+    prediction: str
+    image_size: int
+    timestep_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.prediction not in PREDICTIONS:
+            raise FvitError(
+                f"the model predicts '{self.prediction}': one-shot denoising needs {', '.join(PREDICTIONS)}"
+            )
+
+
 class OneShotDenoiser(nn.Module):
     """noisy [B,3,H,W] float32 in [0,1] units, sigma, timestep -> images [B,3,h,w] in [0,1].
 
@@ -25,13 +48,12 @@ class OneShotDenoiser(nn.Module):
     """
 
     def __init__(
-        self, unet: nn.Module, *, prediction: str, image_size: tuple[int, int], output_size: tuple[int, int]
+        self, diffusion: Diffusion, *, image_size: tuple[int, int], output_size: tuple[int, int]
     ) -> None:
         super().__init__()
-        if prediction not in PREDICTIONS:
-            raise FvitError(f"prediction type '{prediction}' is unknown: use one of {', '.join(PREDICTIONS)}")
-        self.unet = unet.eval()
-        self.prediction = prediction
+        self.unet = diffusion.unet.eval()
+        self.prediction = diffusion.prediction
+        self.timestep_scale = diffusion.timestep_scale
         self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
 
     def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
@@ -39,7 +61,8 @@ class OneShotDenoiser(nn.Module):
         signal, noise = keep.sqrt(), (1 - keep).sqrt()
         scaled = signal * (2 * noisy - 1)
         # A model that learned its variance returns it in extra channels, which one step ignores.
-        output = self.unet(scaled, timestep).sample[:, :3]
+        scaled_timestep = timestep if self.timestep_scale == 1 else timestep * self.timestep_scale
+        output = self.unet(scaled, scaled_timestep).sample[:, :3]
         if self.prediction == "epsilon":
             clean = (scaled - noise * output) / signal
         elif self.prediction == "v_prediction":
@@ -74,8 +97,8 @@ class Resize(nn.Module):
         return F.interpolate(units, (target, source), mode="bicubic", antialias=True)[0, 0]
 
 
-def load_diffusers(place: Path | str) -> tuple[Any, Schedule, str]:
-    """A diffusers folder or hub name -> UNet in float32, its schedule, and what it predicts.
+def load_diffusers(place: Path | str) -> Diffusion:
+    """A diffusers folder or hub name -> the model, its UNet in float32.
 
     The UNet2DModel lies in `unet/` or at the top, the scheduler in `scheduler/` or at the top.
     Raises FvitError where there is no such model, the hub cannot be reached, or the model is no
@@ -99,10 +122,12 @@ def load_diffusers(place: Path | str) -> tuple[Any, Schedule, str]:
     products = scheduler.alphas_cumprod.double().numpy()
     # A learned embedding of the timestep knows the integers only.
     schedule = Schedule(products, fractional=unet.config.time_embedding_type != "learned")
-    prediction = scheduler.config.prediction_type
-    if prediction not in PREDICTIONS:
-        raise FvitError(f"{place} predicts '{prediction}': one-shot denoising needs {', '.join(PREDICTIONS)}")
-    return unet.eval(), schedule, prediction
+    return Diffusion(
+        unet.eval(),
+        schedule,
+        prediction=scheduler.config.prediction_type,
+        image_size=int(unet.config.sample_size),
+    )
 
 
 def check_size(unet: Any, size: int) -> None:

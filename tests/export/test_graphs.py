@@ -8,9 +8,10 @@ import torch.nn.functional as F
 import fvit
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import OneShotDenoiser, Resize, load_diffusers
+from fvit.export.denoisers import Diffusion, OneShotDenoiser, Resize, load_diffusers
 from fvit.export.graphs import export_graph
 from fvit.runtime.bundle import open_bundle
+from fvit.runtime.schedule import Schedule
 
 torch_equal = 1e-4
 
@@ -19,14 +20,16 @@ torch_equal = 1e-4
 def test_exported_denoiser_equals_torch(vit: fvit.FaithfulViT, batch: int) -> None:
     from fvit.demo import models
 
-    unet, schedule, prediction = load_diffusers(models.DENOISER)
-    module = OneShotDenoiser(unet, prediction=prediction, image_size=(64, 64), output_size=(64, 64))
+    diffusion = load_diffusers(models.DENOISER)
+    module = OneShotDenoiser(diffusion, image_size=(64, 64), output_size=(64, 64))
     generator = torch.Generator().manual_seed(batch)
     for sigma in (0.1, 0.5):
         noisy = torch.rand(batch, 3, 64, 64, generator=generator)
         noisy += sigma * torch.randn(noisy.shape, generator=generator)
         with torch.no_grad():
-            expected = module(noisy, torch.tensor(sigma), torch.tensor(schedule.timestep(sigma))).numpy()
+            expected = module(
+                noisy, torch.tensor(sigma), torch.tensor(diffusion.schedule.timestep(sigma))
+            ).numpy()
         found = vit.pipeline.denoise(noisy.numpy(), sigma=sigma)
         assert np.abs(found - expected).max() <= torch_equal * np.abs(expected).max()
 
@@ -91,13 +94,15 @@ def test_one_step_recovers_the_image_from_a_perfect_network(prediction: str) -> 
     clean = torch.rand(2, 3, 8, 8, generator=generator)
     noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
     oracle = Oracle(clean, sigma, prediction)
-    module = OneShotDenoiser(oracle, prediction=prediction, image_size=(8, 8), output_size=(8, 8))
+    schedule = Schedule(np.array([0.9, 0.1]))
+    diffusion = Diffusion(oracle, schedule, prediction=prediction, image_size=8)
+    module = OneShotDenoiser(diffusion, image_size=(8, 8), output_size=(8, 8))
     assert torch.allclose(module(noisy, torch.tensor(sigma), torch.tensor(0.0)), clean, atol=1e-5)
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(FvitError, match="flow"):
-        OneShotDenoiser(torch.nn.Identity(), prediction="flow", image_size=(8, 8), output_size=(8, 8))
+        Diffusion(torch.nn.Identity(), Schedule(np.array([0.9, 0.1])), prediction="flow", image_size=8)
 
 
 @pytest.mark.parametrize(("source", "target"), [((64, 64), (56, 56)), ((32, 48), (64, 40))])
