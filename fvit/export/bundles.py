@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from fvit.engines.onnxruntime import ROWS
+from fvit.errors import FvitError
+from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_diffusers
 from fvit.export.graphs import export_graph
+from fvit.export.precision import PRECISIONS, Quantised, quantise
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
 
 
-def export_demo(folder: Path) -> dict[str, float]:
-    """Write the embedded FViT as a bundle; returns each graph's largest relative error."""
+@dataclass(frozen=True)
+class Exported:
+    """How a graph compares: its largest relative error against torch in fp32 (of the graph that was
+    quantised, where it was), and what int8 cost beyond that."""
+
+    error: float
+    int8: Quantised | None = None
+
+
+def export_demo(folder: Path, *, precision: str = "fp32") -> dict[str, Exported]:
+    """Write the embedded FViT as a bundle; see export_bundle."""
     from fvit.demo import models
     from fvit.demo.data import LABELS
 
@@ -26,6 +43,7 @@ def export_demo(folder: Path) -> dict[str, float]:
         labels=LABELS,
         diffusion=load_diffusers(models.DENOISER),
         denoiser_name="fvit-demo-unet",
+        precision=precision,
     )
 
 
@@ -39,38 +57,60 @@ def export_bundle(
     denoiser_name: str,
     explanation: str = "attention",
     image_size: int | None = None,
-) -> dict[str, float]:
+    precision: str = "fp32",
+    calibration: Path | None = None,
+    on_progress: Callable[[str], Any] = lambda words: None,
+) -> dict[str, Exported]:
     """Export both graphs, check them against torch, and seal the bundle.
 
-    Raises FvitError where a graph differs from torch or the folder cannot be written; then nothing
-    is left behind. image_size: of the copies, the denoiser's training size unless told; the classifier
-    gets its own size, by resizing.
+    image_size: of the copies, the denoiser's training size unless told; the classifier gets its own
+    size, by resizing. precision: fp32, fp16 or int8; int8 is calibrated on the images of a folder, or
+    on the demo's. on_progress is told what is being done. The torch modules are left in the precision
+    that was exported. Raises FvitError where a graph differs from torch or the folder cannot be written;
+    then nothing is left behind.
     """
+    if precision not in PRECISIONS:
+        raise FvitError(f"precision '{precision}' is unknown: use one of {', '.join(PRECISIONS)}")
     side = image_size or diffusion.image_size
     check_size(diffusion.unet, side)
     size = (side, side)
     explained = ExplainedClassifier(classifier, explanation=explanation)
     denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explained.size)
+    feeds = []
+    if precision == "int8":
+        pixels = calibration_images(calibration, size=size)
+        feeds = denoiser_feeds(pixels, diffusion.schedule, rows=ROWS)
     sigma = 0.25
     draw = torch.Generator().manual_seed(0)
     noisy = {
-        "noisy": 0.5 + sigma * torch.randn(4, 3, *size, generator=draw),
+        "noisy": 0.5 + sigma * torch.randn(2, 3, *size, generator=draw),
         "sigma": torch.tensor(sigma),
         "timestep": torch.tensor(diffusion.schedule.timestep(sigma)),
     }
     # A graph with a backward pass keeps this batch; it is the engine's own portion on a CPU.
     images = {"images": torch.rand(ROWS, 3, *explained.size, generator=draw)}
+    half = precision == "fp16"
     with write_bundle(folder) as temporary:
-        errors = {
-            DENOISER: export_graph(denoiser, noisy, outputs=("images",), graph=temporary / DENOISER),
-            CLASSIFIER: export_graph(
-                explained,
-                images,
-                outputs=("logits", "attribution"),
-                graph=temporary / CLASSIFIER,
-                backward=explained.needs_gradients,
-            ),
-        }
+        graphs = {name: temporary / name for name in (DENOISER, CLASSIFIER)}
+        on_progress(f"exporting {denoiser_name}")
+        error = export_graph(denoiser, noisy, outputs=("images",), graph=graphs[DENOISER], half=half)
+        report = {DENOISER: Exported(error)}
+        on_progress(f"exporting {classifier_name}")
+        error = export_graph(
+            explained,
+            images,
+            outputs=("logits", "attribution"),
+            graph=graphs[CLASSIFIER],
+            backward=explained.needs_gradients,
+            half=half,
+        )
+        report[CLASSIFIER] = Exported(error)
+        if precision == "int8":
+            on_progress("calibrating int8")
+            inputs = {DENOISER: feeds, CLASSIFIER: classifier_feeds(graphs[DENOISER], feeds)}
+            for name, graph in graphs.items():
+                cost = quantise(graph, inputs[name], on_layer=partial(_layer, on_progress, name))
+                report[name] = dataclasses.replace(report[name], int8=cost)
         manifest = Manifest(
             classifier=classifier_name,
             denoiser=denoiser_name,
@@ -81,10 +121,14 @@ def export_bundle(
             mean=tuple(explained.mean.flatten().tolist()),
             std=tuple(explained.std.flatten().tolist()),
             explanation=explanation,
-            precision="fp32",
+            precision=precision,
             prediction=diffusion.prediction,
             alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
             fractional_timesteps=diffusion.schedule.fractional,
         )
         seal(temporary, manifest)
-    return errors
+    return report
+
+
+def _layer(on_progress: Callable[[str], Any], graph: str, done: int, of: int) -> None:
+    on_progress(f"{graph}: what int8 costs, layer {done} of {of}")

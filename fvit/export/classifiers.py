@@ -18,6 +18,7 @@ from fvit.errors import FvitError
 from fvit.export import explanations
 from fvit.export.checkpoints import load_tensors, read_tensors
 from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
+from fvit.export.precision import halve
 
 FAMILIES: dict[Any, str] = {
     VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
@@ -56,6 +57,7 @@ class ExplainedClassifier(nn.Module):
             raise FvitError(f"explanation '{explanation}' is unknown: use one of {', '.join(EXPLANATIONS)}")
         self.model = model.eval()
         self.explanation = explanation
+        self.dtype = torch.float32
         self.prefix = int(model.num_prefix_tokens)
         config = resolve_model_data_config(model)
         self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
@@ -75,17 +77,22 @@ class ExplainedClassifier(nn.Module):
         """Whether the backward pass is part of the function."""
         return self.explanation in explanations.FROM_GRADIENTS
 
+    def halve(self) -> None:
+        """Let the network compute in float16; normalisation and explanation stay in float32."""
+        halve(self.model)
+        self.dtype = torch.float16
+
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = (images - self.mean) / self.std
+        pixels = ((images - self.mean) / self.std).to(self.dtype)
         where: dict[str, Any] = {"readout": self.readout, "prefix": self.prefix}
         if not self.needs_gradients:
             logits = self.model(pixels)
-            maps = [tap.caught for tap in self._taps]
+            maps = [tap.caught.float() for tap in self._taps]
             attribution = explanations.FROM_ATTENTION[self.explanation](maps, **where)
         else:
             logits, maps, gradients = self._with_gradients(pixels)
             attribution = explanations.FROM_GRADIENTS[self.explanation](maps, gradients, **where)
-        return logits.float(), attribution.float()
+        return logits.float(), attribution
 
     def _with_gradients(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Logits, maps, and the gradients of each image's largest logit with respect to its maps.
@@ -104,7 +111,7 @@ class ExplainedClassifier(nn.Module):
             return logits.amax(dim=1).sum(), (logits, [tap.caught for tap in self._taps])
 
         gradients, (logits, maps) = torch.func.grad(predicted, has_aux=True)(zeros)
-        return logits, maps, list(gradients)
+        return logits, [each.float() for each in maps], [each.float() for each in gradients]
 
 
 class Tap(nn.Module):

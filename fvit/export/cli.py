@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,21 +13,27 @@ from fvit import commands
 from fvit.errors import FvitError
 from fvit.extras import require
 
+if TYPE_CHECKING:
+    from fvit.export.bundles import Exported
+
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Turn a ViT and a denoiser into a bundle.")
 console = Console()
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to.")]
 
 
+PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+
+
 @app.command()
-def demo(bundle: BundleArgument) -> None:
+def demo(bundle: BundleArgument, precision: PrecisionOption = "fp32") -> None:
     """Export the embedded FViT: cluttered digits, 64x64, ten classes."""
     _require()
     from fvit.export.bundles import export_demo
 
     with console.status("exporting the embedded model"):
-        errors = export_demo(bundle)
-    _report(bundle, errors)
+        exported = export_demo(bundle, precision=precision)
+    _report(bundle, exported)
 
 
 @app.command()
@@ -51,6 +58,11 @@ def model(
         int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="A text file with one class label a line.")] = None,
+    precision: PrecisionOption = "fp32",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images that int8 is calibrated on; the demo's unless told."),
+    ] = None,
     adm_flags: Annotated[
         str | None,
         typer.Option(
@@ -73,8 +85,8 @@ def model(
         loaded = load_classifier(classifier, weights=classifier_weights, pretrained=pretrained)
         named = class_labels(loaded, file=labels)
         diffusion = load_adm(Path(denoiser), flags=adm_flags) if is_file else load_diffusers(denoiser)
-    with console.status(f"exporting {classifier} behind {denoiser}"):
-        errors = export_bundle(
+    with console.status(f"exporting {classifier} behind {denoiser}") as status:
+        exported = export_bundle(
             bundle,
             classifier=loaded,
             classifier_name=classifier,
@@ -83,8 +95,11 @@ def model(
             denoiser_name=denoiser,
             explanation=explanation,
             image_size=image_size,
+            precision=precision,
+            calibration=calibration,
+            on_progress=status.update,
         )
-    _report(bundle, errors)
+    _report(bundle, exported)
 
 
 @app.command("list")
@@ -106,10 +121,18 @@ def _require() -> None:
         require(module, extra="export", purpose="fvit-export")
 
 
-def _report(bundle: Path, errors: dict[str, float]) -> None:
-    for graph, error in errors.items():
-        console.print(f"{graph:<16} max relative error against torch {error:.1e}")
-    console.print(f"bundle written to {bundle}")
+def _report(bundle: Path, exported: dict[str, Exported]) -> None:
+    for name, graph in exported.items():
+        console.print(f"{name:<16} max relative error against torch {graph.error:.1e}")
+        if cost := graph.int8:
+            console.print(
+                f"{'':<16} int8: error {cost.error:.1%} (root mean square), "
+                f"{len(cost.floats)} of {cost.layers} layers left in float",
+                soft_wrap=True,
+            )
+    # Linux counts in kilobytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    console.print(f"bundle written to {bundle}; peak memory {peak:.1f} GB", soft_wrap=True)
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from diffusers import DDPMScheduler, UNet2DModel
 from torch import Tensor, nn
 
 from fvit.errors import FvitError
+from fvit.export.precision import halve
 from fvit.runtime.schedule import Schedule
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -54,7 +55,13 @@ class OneShotDenoiser(nn.Module):
         self.unet = diffusion.unet.eval()
         self.prediction = diffusion.prediction
         self.timestep_scale = diffusion.timestep_scale
+        self.dtype = torch.float32
         self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
+
+    def halve(self) -> None:
+        """Let the network compute in float16; what surrounds it stays in float32."""
+        halve(self.unet)
+        self.dtype = torch.float16
 
     def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
         keep = 1 / (1 + 4 * sigma * sigma)
@@ -62,7 +69,7 @@ class OneShotDenoiser(nn.Module):
         scaled = signal * (2 * noisy - 1)
         # A model that learned its variance returns it in extra channels, which one step ignores.
         scaled_timestep = timestep if self.timestep_scale == 1 else timestep * self.timestep_scale
-        output = self.unet(scaled, scaled_timestep).sample[:, :3]
+        output = self.unet(scaled.to(self.dtype), scaled_timestep).sample[:, :3].float()
         if self.prediction == "epsilon":
             clean = (scaled - noise * output) / signal
         elif self.prediction == "v_prediction":

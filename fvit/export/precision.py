@@ -1,0 +1,177 @@
+"""Lower precision: float16 inside the torch module, int8 inside the ONNX graph."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from timm.layers import RmsNorm
+from torch import Tensor, nn
+
+from fvit.engines.base import open_engine
+from fvit.errors import FvitError
+
+PRECISIONS = ("fp32", "fp16", "int8")
+
+Feeds = dict[str, NDArray[Any]]
+
+LARGEST_INT8_ERROR = 0.05
+"""Root mean square error of an output that int8 may cost, relative to the output's own."""
+
+
+WEIGHTED = ("Conv", "MatMul", "Gemm")
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """What became of a graph: its error on the calibration's first feeds, relative to the largest
+    output's root mean square; the layers left in float, costliest first; the number of layers."""
+
+    error: float
+    floats: tuple[str, ...]
+    layers: int
+
+
+class Float32(nn.Module):
+    """A norm that computes in float32 between halves: its sums of squares overflow float16."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm.float()
+
+    def forward(self, values: Tensor) -> Tensor:
+        normed: Tensor = self.norm(values.float())
+        return normed.to(values.dtype)
+
+
+def halve(network: nn.Module) -> None:
+    """Make a network compute in float16, its norms in float32; in place."""
+    network.half()
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.GroupNorm | nn.LayerNorm | RmsNorm):
+                setattr(parent, name, Float32(child))
+
+
+def quantise(
+    graph: Path, calibration: Sequence[Feeds], *, on_layer: Callable[[int, int], Any] = lambda done, of: None
+) -> Quantised:
+    """Rewrite an fp32 graph in int8: weights per channel, activations per tensor, both symmetric, as
+    pairs of QuantizeLinear and DequantizeLinear, which ONNX Runtime and TensorRT both compile.
+
+    Convolutions and products with weights are quantised. Where that costs more than
+    LARGEST_INT8_ERROR, each is tried alone: its cost is the error of the outputs on the first
+    calibration feeds when nothing else is quantised. Then as many of the costliest stay in float as
+    bring the graph within the limit. on_layer is called with the number of layers tried and of all.
+    Raises FvitError where half of the layers in float do not suffice.
+    """
+    probe = calibration[0]
+    expected = open_engine(graph, device="cpu").run(probe)
+    with tempfile.TemporaryDirectory(dir=graph.parent) as scratch:
+        full = _quantise_all(graph, calibration, scratch=Path(scratch))
+    layers = [node.name for node in _weighted(full)]
+
+    def error(floats: set[str]) -> float:
+        onnx.save(_in_float(full, floats, layers=set(layers)), graph)
+        return _rms_error(open_engine(graph, device="cpu").run(probe), expected)
+
+    if (reached := error(set())) <= LARGEST_INT8_ERROR:
+        return Quantised(reached, floats=(), layers=len(layers))
+    costs = {}
+    for number, layer in enumerate(layers):
+        costs[layer] = error(set(layers) - {layer})
+        on_layer(number + 1, len(layers))
+    ranked = sorted(layers, key=lambda layer: -costs[layer])
+    for kept in range(1, -(-len(layers) // 2) + 1):
+        if (reached := error(set(ranked[:kept]))) <= LARGEST_INT8_ERROR:
+            return Quantised(reached, floats=tuple(ranked[:kept]), layers=len(layers))
+    raise FvitError(
+        f"{graph.name} in int8 is off by {reached:.1%} even with half of its layers in float: "
+        "calibrate on images like those to be certified, or export fp16"
+    )
+
+
+def _quantise_all(graph: Path, calibration: Sequence[Feeds], *, scratch: Path) -> onnx.ModelProto:
+    prepared, full = scratch / "prepared.onnx", scratch / "int8.onnx"
+    quant_pre_process(graph, prepared, skip_symbolic_shape=True)
+    model = onnx.load(prepared)
+    quantize_static(
+        prepared,
+        full,
+        _Reader(calibration),
+        per_channel=True,
+        activation_type=QuantType.QInt8,
+        weight_type=QuantType.QInt8,
+        op_types_to_quantize=list(WEIGHTED),
+        # Products of activations, as inside attention, stay in float.
+        nodes_to_quantize=[node.name for node in _weighted(model)],
+        extra_options={
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            "AddQDQPairToWeight": True,
+            # A bias and an activation follow these: rounding between them would only cost accuracy.
+            "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
+        },
+    )
+    return onnx.load(full)
+
+
+def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """The nodes that multiply by weights, quantised or not."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in weights:
+            weights.add(node.output[0])
+    return [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
+
+
+def _in_float(full: onnx.ModelProto, floats: set[str], *, layers: set[str]) -> onnx.ModelProto:
+    """A copy of a quantised graph in which these layers read and write float."""
+    model = onnx.ModelProto()
+    model.CopyFrom(full)
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for node in model.graph.node:
+        for place, name in enumerate(node.input):
+            pair = producers.get(name)
+            if pair is None or pair.op_type != "DequantizeLinear" or node.op_type == "QuantizeLinear":
+                continue
+            before = producers[pair.input[0]].input[0]
+            source = producers.get(before)
+            if node.name in floats or (
+                node.name not in layers and source is not None and source.name in floats
+            ):
+                node.input[place] = before
+    while dead := _unread(model):
+        for node in dead:
+            model.graph.node.remove(node)
+    return model
+
+
+def _unread(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    read = {name for node in model.graph.node for name in node.input}
+    read |= {output.name for output in model.graph.output}
+    return [node for node in model.graph.node if not read & set(node.output)]
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, feeds: Sequence[Feeds]) -> None:
+        self._feeds = iter(feeds)
+
+    def get_next(self) -> Feeds | None:
+        return next(self._feeds, None)
+
+
+def _rms_error(found: Feeds, expected: Feeds) -> float:
+    return max(
+        float(np.sqrt(np.mean((found[name] - value) ** 2) / np.mean(value**2)))
+        for name, value in expected.items()
+    )

@@ -1,0 +1,146 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import timm
+import torch
+from torch import nn
+
+import fvit
+from fvit.demo.data import compositions
+from fvit.engines.base import open_engine
+from fvit.errors import FvitError
+from fvit.export.classifiers import ExplainedClassifier
+from fvit.export.graphs import export_graph
+from fvit.export.precision import Feeds, halve, quantise
+from fvit.runtime.record import top_tokens
+from fvit.runtime.smoother import noisy_copies
+
+
+@pytest.mark.parametrize("explanation", ["rollout", "gradient-rollout"])
+def test_a_half_precision_graph_stays_near_fp32_torch(explanation: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=3, img_size=64)
+    explained = ExplainedClassifier(model, explanation=explanation)
+    images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    graph = tmp_path / "half.onnx"
+    error = export_graph(
+        explained,
+        {"images": images},
+        outputs=("logits", "attribution"),
+        graph=graph,
+        backward=explained.needs_gradients,
+        half=True,
+    )
+    assert 1e-6 < error <= 2e-2
+    written = onnx.load(graph)
+    assert all(v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT for v in written.graph.output)
+    matrices = [t for t in written.graph.initializer if len(t.dims) == 2 and min(t.dims) > 64]
+    assert matrices
+    assert {t.data_type for t in matrices} == {onnx.TensorProto.FLOAT16}
+
+
+def test_norms_of_large_values_do_not_overflow_in_half_precision() -> None:
+    network = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3)).eval()
+    values = 2e3 * torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = network(values)
+        halve(network)
+        found = network(values.half())
+    assert found.dtype == torch.float16
+    assert torch.allclose(found.float(), expected, atol=2e-2 * float(expected.abs().max()))
+
+
+class Chain(nn.Module):
+    """Two convolutions and a matrix; the first convolution's input has one huge outlier channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 5)
+        with torch.no_grad():
+            self.first.weight[:, 0] *= 1e-3
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.second(self.first(x).relu()).relu().mean(dim=(2, 3)))
+
+
+def _exported_chain(graph: Path, *, outlier: float) -> list[Feeds]:
+    generator = torch.Generator().manual_seed(1)
+    batches = [torch.randn(8, 4, 6, 6, generator=generator) for _ in range(4)]
+    for batch in batches:
+        batch[:, 0] *= outlier
+    export_graph(Chain().eval(), {"x": batches[0]}, outputs=("y",), graph=graph)
+    return [{"x": batch.numpy()} for batch in batches]
+
+
+def _integer_weights(graph: Path) -> int:
+    """Convolutions and products whose weights pass a pair of quantisation nodes."""
+    model = onnx.load(graph)
+    pairs = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
+    weighted = [n for n in model.graph.node if n.op_type in ("Conv", "MatMul", "Gemm")]
+    return sum(node.input[0] in pairs and node.input[1] in pairs for node in weighted)
+
+
+def test_int8_quantises_every_layer_where_that_is_cheap(tmp_path: Path) -> None:
+    feeds = _exported_chain(tmp_path / "g.onnx", outlier=1.0)
+    expected = open_engine(tmp_path / "g.onnx", device="cpu").run(feeds[1])["y"]
+    result = quantise(tmp_path / "g.onnx", feeds)
+    assert (result.floats, result.layers) == ((), 3)
+    assert _integer_weights(tmp_path / "g.onnx") == 3
+    found = open_engine(tmp_path / "g.onnx", device="cpu").run(feeds[1])["y"]
+    error = np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2))
+    assert 0 < error <= 0.05
+
+
+def test_the_layer_that_int8_hurts_stays_in_float(tmp_path: Path) -> None:
+    """The outlier takes the whole range of the first convolution's input: its other channels vanish."""
+    feeds = _exported_chain(tmp_path / "g.onnx", outlier=1e4)
+    tried: list[tuple[int, int]] = []
+    result = quantise(tmp_path / "g.onnx", feeds, on_layer=lambda done, of: tried.append((done, of)))
+    assert tried == [(1, 3), (2, 3), (3, 3)]
+    assert len(result.floats) == 1
+    model = onnx.load(tmp_path / "g.onnx")
+    (first,) = [n for n in model.graph.node if n.name == result.floats[0]]
+    assert first.input[0] == "x"
+    assert _integer_weights(tmp_path / "g.onnx") == 2
+    assert result.error <= 0.05
+
+
+def test_int8_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = _exported_chain(tmp_path / "g.onnx", outlier=1.0)
+    monkeypatch.setattr("fvit.export.precision.LARGEST_INT8_ERROR", 1e-6)
+    with pytest.raises(FvitError, match=r"off by .* half of its layers in float"):
+        quantise(tmp_path / "g.onnx", feeds)
+
+
+def test_int8_demo_agrees_with_fp32(vit: fvit.FaithfulViT, tmp_path: Path) -> None:
+    """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
+    from fvit.export.bundles import export_demo
+
+    export_demo(tmp_path / "int8", precision="int8")
+    low = fvit.load(tmp_path / "int8")
+    assert low.bundle.manifest.precision == "int8"
+    pictures = [vit.read(image).pixels for image in compositions(100, seed=31, split="held-out").images]
+    copies = np.concatenate(
+        [noisy_copies(pixels, range(i, i + 1), sigma=0.25, seed=0) for i, pixels in enumerate(pictures)]
+    )
+    (logits, attribution), (low_logits, low_attribution) = (
+        each.pipeline(copies, sigma=0.25) for each in (vit, low)
+    )
+    assert (logits.argmax(axis=1) == low_logits.argmax(axis=1)).mean() >= 0.98
+    kept = [
+        len(set(top_tokens(a, 10)) & set(top_tokens(b, 10))) / 10
+        for a, b in zip(attribution, low_attribution, strict=True)
+    ]
+    assert np.mean(kept) >= 0.9
+
+
+def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
+    from fvit.export.bundles import export_demo
+
+    with pytest.raises(FvitError, match="fp32, fp16, int8"):
+        export_demo(tmp_path / "b", precision="int4")
+    assert not (tmp_path / "b").exists()
