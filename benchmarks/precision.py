@@ -44,9 +44,8 @@ def certified(vit: FaithfulViT, data: Compositions, *, images: int) -> dict[str,
     """Shares of images certified correct, and with a certified explanation, at RADIUS and at n = 200."""
     right, radii = 0, []
     pictures = (vit.read(image) for image in data.images[:images])
-    settings = {"sigma": SIGMA, "n0": 50, "n": 200, "alpha": 1e-3, "k": K, "beta": 0.8}
     for i, picture in enumerate(track(pictures, f"{vit.bundle.manifest.precision}: certificates", images)):
-        certificate = vit.certify(picture.pixels, **settings)
+        certificate = vit.certify(picture.pixels, sigma=SIGMA, n0=50, n=200, k=K)
         right += certificate.class_.index == data.labels[i] and certificate.class_.radius_l2 >= RADIUS
         radii.append(certificate.attention.radius_l2)
     return {"certified_correct": right / images, "attention_radius_median": float(np.median(radii))}
@@ -58,7 +57,7 @@ def main(
     images: Annotated[int, typer.Option(help="Images that are certified.")] = 200,
 ) -> None:
     data = compositions(max(copies, images), seed=82, split="held-out")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for bundle in bundles:
         vit = load(bundle)
         classes, tokens = single_copies(vit, data, copies=copies)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
 from timm.models.beit import Beit
 from timm.models.eva import Eva
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -24,8 +27,13 @@ FAMILIES: dict[Any, str] = {
     VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
     Beit: "BEiT and BEiT v2",
     Eva: "EVA, EVA-02 and DINOv3",
+    SwinTransformer: "Swin (attention, gradcam)",
+    SwinTransformerV2: "Swin v2 (attention, gradcam)",
 }
-"""timm's classes with softmax attention over one sequence of tokens, which export."""
+"""timm's classes with softmax attention over tokens, which export."""
+
+WINDOWED: Any = (SwinTransformer, SwinTransformerV2)
+"""Those whose attention stays inside windows, on a grid that changes from stage to stage."""
 
 
 class ExplainedClassifier(nn.Module):
@@ -46,7 +54,7 @@ class ExplainedClassifier(nn.Module):
         families: Any = tuple(FAMILIES)
         if not isinstance(model, families):
             raise FvitError(
-                f"{type(model).__name__} is no model with softmax attention over one sequence of tokens; "
+                f"{type(model).__name__} is no model with softmax attention over tokens; "
                 f"what exports: {'; '.join(FAMILIES.values())}"
             )
         if getattr(model, "attn_pool", None) is not None:
@@ -58,16 +66,34 @@ class ExplainedClassifier(nn.Module):
         self.model = model.eval()
         self.explanation = explanation
         self.dtype = torch.float32
-        self.prefix = int(model.num_prefix_tokens)
         config = resolve_model_data_config(model)
-        self.grid: tuple[int, int] = tuple(model.patch_embed.grid_size)
         # The data config speaks of the pretrained model; the image size may have been chosen anew.
         self.size: tuple[int, int] = tuple(model.patch_embed.img_size or config["input_size"][1:])
         self.register_buffer("mean", torch.tensor(config["mean"]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
-        self.register_buffer("readout", _readout(model, tokens=self.grid[0] * self.grid[1]))
-        self._taps = []
-        for block in model.blocks[-1:] if explanation in OF_LAST_BLOCK else model.blocks:
+        self._windows: dict[str, tuple[int, int]] = {}
+        if isinstance(model, WINDOWED):
+            if explanation not in OF_LAST_BLOCK:
+                raise FvitError(
+                    f"{explanation} follows one sequence of tokens through all blocks, and "
+                    f"{type(model).__name__} merges tokens between stages: use {' or '.join(OF_LAST_BLOCK)}"
+                )
+            blocks = model.layers[-1].blocks[-1:]
+            self.prefix, self.grid = 0, tuple(blocks[0].input_resolution)
+            self._windows = {
+                "window": blocks[0].window_size,
+                "shift": blocks[0].shift_size,
+                "grid": self.grid,
+            }
+            area = blocks[0].window_area
+            readout = torch.full((area,), 1 / area)
+        else:
+            blocks = model.blocks[-1:] if explanation in OF_LAST_BLOCK else model.blocks
+            self.prefix, self.grid = int(model.num_prefix_tokens), tuple(model.patch_embed.grid_size)
+            readout = _readout(model, tokens=self.grid[0] * self.grid[1])
+        self.register_buffer("readout", readout)
+        self._taps, self._heads = [], [block.attn.num_heads for block in blocks]
+        for block in blocks:
             block.attn.fused_attn = False
             block.attn.attn_drop = Tap()
             self._taps.append(block.attn.attn_drop)
@@ -76,6 +102,13 @@ class ExplainedClassifier(nn.Module):
     def needs_gradients(self) -> bool:
         """Whether the backward pass is part of the function."""
         return self.explanation in explanations.FROM_GRADIENTS
+
+    @property
+    def _windows_of_an_image(self) -> int:
+        if not self._windows:
+            return 1
+        sides = zip(self.grid, self._windows["window"], strict=True)
+        return math.prod(-(-side // part) for side, part in sides)
 
     def halve(self) -> None:
         """Let the network compute in float16; normalisation and explanation stay in float32."""
@@ -88,21 +121,21 @@ class ExplainedClassifier(nn.Module):
         if not self.needs_gradients:
             logits = self.model(pixels)
             maps = [tap.caught.float() for tap in self._taps]
-            attribution = explanations.FROM_ATTENTION[self.explanation](maps, **where)
+            relevance = explanations.FROM_ATTENTION[self.explanation](maps, **where)
         else:
             logits, maps, gradients = self._with_gradients(pixels)
-            attribution = explanations.FROM_GRADIENTS[self.explanation](maps, gradients, **where)
-        return logits.float(), attribution
+            relevance = explanations.FROM_GRADIENTS[self.explanation](maps, gradients, **where)
+        if self._windows:
+            relevance = explanations.unwindow(relevance, **self._windows)
+        return logits.float(), explanations.normalised(relevance)
 
     def _with_gradients(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Logits, maps, and the gradients of each image's largest logit with respect to its maps.
 
         Rows do not mix, so one backward pass from the sum of the logits serves the whole batch.
         """
-        tokens, heads = len(self.readout), [block.attn.num_heads for block in self.model.blocks]
-        zeros = tuple(
-            pixels.new_zeros(len(pixels), count, tokens, tokens) for count in heads[-len(self._taps) :]
-        )
+        tokens, maps = len(self.readout), len(pixels) * self._windows_of_an_image
+        zeros = tuple(pixels.new_zeros(maps, heads, tokens, tokens) for heads in self._heads)
 
         def predicted(shifts: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
             for tap, shift in zip(self._taps, shifts, strict=True):

@@ -1,5 +1,7 @@
+import itertools
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from fvit.export.classifiers import ExplainedClassifier, class_labels, load_clas
 from fvit.export.graphs import export_graph
 
 # Small versions of each family: the same classes and code paths as the full models.
-MODELS = {
+SEQUENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {"depth": 3}),
     "deit-distilled": ("deit_tiny_distilled_patch16_224", {"depth": 3}),
     "beit": ("beit_base_patch16_224", {"depth": 2, "embed_dim": 96, "num_heads": 3}),
@@ -21,15 +23,29 @@ MODELS = {
     "eva02": ("eva02_tiny_patch14_224", {"depth": 2, "num_classes": 7}),
     "dinov3": ("vit_small_patch16_dinov3", {"depth": 2, "img_size": 96, "num_classes": 7}),
 }
+SMALL_SWIN: dict[str, Any] = {
+    "depths": (1, 2), "num_heads": (2, 4), "embed_dim": 32, "num_classes": 7, "img_size": 64,
+}  # fmt: skip
+WINDOWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "swin": ("swin_tiny_patch4_window7_224", SMALL_SWIN | {"window_size": 8}),
+    # A grid of 10 by 10 in windows of 4: the last block's windows are shifted and padded.
+    "swin-shifted-padded": (
+        "swin_tiny_patch4_window7_224", SMALL_SWIN | {"window_size": 4, "img_size": 80}
+    ),
+    "swinv2": ("swinv2_tiny_window8_256", SMALL_SWIN | {"window_size": 4}),
+}  # fmt: skip
+MODELS = SEQUENCES | WINDOWS
 
 
 def _model(family: str) -> torch.nn.Module:
     torch.manual_seed(0)
     name, options = MODELS[family]
     model = timm.create_model(name, **options)
-    for parameter in model.parameters():  # timm's initial weights make attention all but uniform
-        if parameter.ndim > 1:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:  # timm's initial weights make attention all but uniform
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
+        elif "norm" in name and name.endswith("weight"):  # zero at first in Swin v2
+            torch.nn.init.normal_(parameter, 1.0, 0.2)
     return model.eval()
 
 
@@ -43,8 +59,13 @@ def _maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]
         return model(images), caught
 
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("explanation", ["attention", "rollout", "gradcam", "gradient-rollout"])
+@pytest.mark.parametrize(
+    ("family", "explanation"),
+    [
+        *itertools.product(SEQUENCES, ["attention", "rollout", "gradcam", "gradient-rollout"]),
+        *itertools.product(WINDOWS, ["attention", "gradcam"]),
+    ],
+)
 def test_each_family_exports_and_equals_torch(family: str, explanation: str, tmp_path: Path) -> None:
     explained = ExplainedClassifier(_model(family), explanation=explanation)
     images = torch.rand(5, 3, *explained.size, generator=torch.Generator().manual_seed(0))
@@ -62,7 +83,7 @@ def test_each_family_exports_and_equals_torch(family: str, explanation: str, tmp
     assert np.allclose(attribution.sum(dim=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", SEQUENCES)
 def test_rollout_is_the_product_of_the_papers_matrices(family: str) -> None:
     """Abnar & Zuidema 2020, equation by equation, with whole matrices."""
     explained = ExplainedClassifier(_model(family), explanation="rollout")
@@ -81,7 +102,7 @@ def test_rollout_is_the_product_of_the_papers_matrices(family: str) -> None:
     assert torch.allclose(found, expected, atol=1e-5 * float(expected.max()))
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", SEQUENCES)
 @pytest.mark.parametrize("explanation", ["gradcam", "gradient-rollout"])
 def test_gradient_explanations_equal_the_papers_equations_by_autograd(family: str, explanation: str) -> None:
     """Image by image, with backward() and retained gradients, as the papers' code would."""
@@ -114,6 +135,50 @@ def test_gradient_explanations_equal_the_papers_equations_by_autograd(family: st
         expected = relevance[rows].mean(dim=0)[prefix:]
         expected = expected / expected.sum()
         assert torch.allclose(attribution, expected, atol=1e-5 * float(expected.max()))
+
+
+@pytest.mark.parametrize("family", WINDOWS)
+@pytest.mark.parametrize("explanation", ["attention", "gradcam"])
+def test_windows_of_the_last_stage_are_put_back_on_its_grid(family: str, explanation: str) -> None:
+    """Token by token: where it went when the grid was shifted, and what its window's queries gave it."""
+    explained = ExplainedClassifier(_model(family), explanation=explanation)
+    images = torch.rand(2, 3, *explained.size, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        _, found = explained(images)
+    rows, columns = explained.grid
+    for image, attribution in zip(images, found, strict=True):
+        plain: Any = _model(family)
+        block = plain.layers[-1].blocks[-1]
+        block.attn.fused_attn = False
+        caught: list[Tensor] = []
+
+        def keep(module: object, inputs: object, output: Tensor, caught: list[Tensor] = caught) -> None:
+            output.retain_grad()
+            caught.append(output)
+
+        block.attn.attn_drop.register_forward_hook(keep)
+        logits = plain((image[None] - explained.mean) / explained.std)
+        logits[0, logits[0].argmax()].backward()
+        maps = caught[0].detach()
+        if explanation == "gradcam":
+            maps = maps * caught[0].grad  # type: ignore[operator]
+        received = maps.mean(dim=1).clamp(min=0).mean(dim=1)  # [windows, tokens of a window]
+        (high, wide), (down, right) = block.window_size, block.shift_size
+        windows_across = -(-columns // wide)
+        expected = torch.zeros(rows, columns)
+        for r in range(rows):
+            for c in range(columns):
+                r_shifted, c_shifted = (r - down) % rows, (c - right) % columns
+                window = r_shifted // high * windows_across + c_shifted // wide
+                expected[r, c] = received[window, r_shifted % high * wide + c_shifted % wide]
+        expected = expected.flatten() / expected.sum()
+        assert torch.allclose(attribution, expected, atol=1e-5 * float(expected.max()))
+
+
+def test_rollout_through_stages_of_windows_is_refused() -> None:
+    for explanation in ("rollout", "gradient-rollout"):
+        with pytest.raises(FvitError, match="use attention or gradcam"):
+            ExplainedClassifier(_model("swin"), explanation=explanation)
 
 
 def test_explaining_leaves_the_logits_alone() -> None:
