@@ -52,6 +52,11 @@ class Float32(nn.Module):
         return normed.to(values.dtype)
 
 
+def external_file(graph: Path) -> Path:
+    """Where the weights of a graph lie that are too large for the graph's own file."""
+    return graph.with_name(graph.name + ".data")
+
+
 def halve(network: nn.Module) -> None:
     """Make a network compute in float16, its norms in float32; in place."""
     network.half()
@@ -75,12 +80,16 @@ def quantise(
     """
     probe = calibration[0]
     expected = open_engine(graph, device="cpu").run(probe)
+    weights = external_file(graph)
+    external = weights.exists()
     with tempfile.TemporaryDirectory(dir=graph.parent) as scratch:
-        full = _quantise_all(graph, calibration, scratch=Path(scratch))
+        full = _quantise_all(graph, calibration, scratch=Path(scratch), external=external)
     layers = [node.name for node in _weighted(full)]
 
     def error(floats: set[str]) -> float:
-        onnx.save(_in_float(full, floats, layers=set(layers)), graph)
+        weights.unlink(missing_ok=True)  # onnx would append to it
+        model = _in_float(full, floats, layers=set(layers))
+        onnx.save(model, graph, save_as_external_data=external, location=weights.name)
         return _rms_error(open_engine(graph, device="cpu").run(probe), expected)
 
     if (reached := error(set())) <= LARGEST_INT8_ERROR:
@@ -99,10 +108,19 @@ def quantise(
     )
 
 
-def _quantise_all(graph: Path, calibration: Sequence[Feeds], *, scratch: Path) -> onnx.ModelProto:
+def _quantise_all(
+    graph: Path, calibration: Sequence[Feeds], *, scratch: Path, external: bool
+) -> onnx.ModelProto:
     prepared, full = scratch / "prepared.onnx", scratch / "int8.onnx"
-    quant_pre_process(graph, prepared, skip_symbolic_shape=True)
-    model = onnx.load(prepared)
+    quant_pre_process(
+        graph,
+        prepared,
+        skip_symbolic_shape=True,
+        save_as_external_data=external,
+        all_tensors_to_one_file=True,
+        external_data_location="prepared.onnx.data",
+    )
+    model = onnx.load(prepared, load_external_data=False)
     quantize_static(
         prepared,
         full,
@@ -110,6 +128,7 @@ def _quantise_all(graph: Path, calibration: Sequence[Feeds], *, scratch: Path) -
         per_channel=True,
         activation_type=QuantType.QInt8,
         weight_type=QuantType.QInt8,
+        use_external_data_format=external,
         op_types_to_quantize=list(WEIGHTED),
         # Products of activations, as inside attention, stay in float.
         nodes_to_quantize=[node.name for node in _weighted(model)],

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,17 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 
-def run(command: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+def run(
+    command: str, *arguments: object, largest_file: int | None = None
+) -> "subprocess.CompletedProcess[str]":
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     module = {"fvit-export": "fvit.export.cli", "fvit-certify": "fvit.runtime.cli"}[command]
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", f"from {module} import main; main()", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, preexec_fn=limit,
         env=os.environ | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
 
@@ -71,6 +78,24 @@ def test_a_hub_name_without_a_network_says_which_flag_takes_a_local_file(
     assert done.returncode == 1
     assert "local folder with --denoiser" in last_line(done)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_disk_that_is_full_leaves_nothing_behind(precision: str, tmp_path: Path) -> None:
+    """No file may grow beyond 3 MB: the graphs cannot be written whole."""
+    done = run("fvit-export", "demo", tmp_path / "b", "--precision", precision, largest_file=3_000_000)
+    assert done.returncode == 1
+    assert "cannot write" in last_line(done)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_adm_flags_belong_to_a_checkpoint_file(denoiser: Path, tmp_path: Path) -> None:
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", denoiser, "--adm-flags", "--num_heads 4",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "checkpoint file" in last_line(done)
 
 
 @pytest.mark.parametrize(

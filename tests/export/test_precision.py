@@ -109,6 +109,22 @@ def test_the_layer_that_int8_hurts_stays_in_float(tmp_path: Path) -> None:
     assert result.error <= 0.05
 
 
+def test_weights_in_a_second_file_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feeds = _exported_chain(tmp_path / "one.onnx", outlier=1.0)
+    quantise(tmp_path / "one.onnx", feeds)
+    monkeypatch.setattr("fvit.export.graphs.INLINE", 0)
+    (tmp_path / "two").mkdir()
+    _exported_chain(tmp_path / "two" / "g.onnx", outlier=1.0)
+    assert [file.name for file in sorted((tmp_path / "two").iterdir())] == ["g.onnx", "g.onnx.data"]
+    quantise(tmp_path / "two" / "g.onnx", feeds)
+    assert [file.name for file in sorted((tmp_path / "two").iterdir())] == ["g.onnx", "g.onnx.data"]
+    first, second = (
+        open_engine(file, device="cpu").run(feeds[0])["y"]
+        for file in (tmp_path / "one.onnx", tmp_path / "two" / "g.onnx")
+    )
+    assert np.array_equal(first, second)
+
+
 def test_int8_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = _exported_chain(tmp_path / "g.onnx", outlier=1.0)
     monkeypatch.setattr("fvit.export.precision.LARGEST_INT8_ERROR", 1e-6)
