@@ -4,7 +4,8 @@
 
 Two adversaries, each against the class and against the explanation: one follows gradients of the
 smoothed objective through the torch models (expectation over noisy copies), one tries random
-directions. What they propose is judged by the engine on fresh copies.
+directions. What they propose is judged by the engine on fresh copies. Every image is kept in the work
+folder as it is done, so a run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -121,11 +122,17 @@ def broken(
 
 
 def attack(
-    vit: FaithfulViT, adversary: Adversary, pixels: Floats, *, scale: float, effort: Effort, n: int, seed: int
+    vit: FaithfulViT,
+    adversary: Adversary,
+    pixels: Floats,
+    certificate: Certificate,
+    *,
+    scale: float,
+    effort: Effort,
+    seed: int,
 ) -> dict[str, bool | None]:
-    """Certify, then attack class and attention at `scale` times their radii: what was broken; None
-    where there was nothing certified to attack."""
-    certificate = vit.certify(pixels, n=n, n0=50, seed=seed)
+    """Attack class and attention at `scale` times their certified radii: what was broken; None where
+    there was nothing certified to attack."""
     outcome: dict[str, bool | None] = {}
     for which, (target, radius) in enumerate(
         (("class", certificate.class_.radius_l2), ("attention", certificate.attention.radius_l2))
@@ -142,22 +149,36 @@ def attack(
     return outcome
 
 
+# Just inside: the boundary itself belongs to neither side in floating point.
+SCALES = {"inside": 0.999, "twice": 2.0}
+
+
 def main(
     bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions to attack.")] = 50,
     n: Annotated[int, typer.Option(help="Copies that estimate a certificate.")] = 1000,
+    work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/attack"),
 ) -> None:
     vit, adversary, effort = load(bundle), Adversary(), Effort()
     data = compositions(images, seed=78, split="held-out")
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"{vit.bundle.digest[:12]}-{n}.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    with file.open("a") as journal:
+        for i in track(range(len(done), images), "attacking"):
+            pixels = vit.read(data.images[i]).pixels
+            certificate = vit.certify(pixels, n=n, n0=50, seed=i)
+            outcomes = {
+                name: attack(vit, adversary, pixels, certificate, scale=scale, effort=effort, seed=i)
+                for name, scale in SCALES.items()
+            }
+            done.append(outcomes)
+            journal.write(json.dumps(outcomes) + "\n")
+            journal.flush()
     result: dict[str, Any] = {"bundle": vit.bundle.digest, "images": images, "n": n, "effort": vars(effort)}
-    # Just inside: the boundary itself belongs to neither side in floating point.
-    for name, scale in (("inside", 0.999), ("twice", 2.0)):
-        outcomes = [
-            attack(vit, adversary, vit.read(image).pixels, scale=scale, effort=effort, n=n, seed=i)
-            for i, image in enumerate(track(data.images, name))
-        ]
+    for name in SCALES:
         for target in ("class", "attention"):
-            tried = [o[target] for o in outcomes if o[target] is not None]
+            tried = [each[name][target] for each in done[:images] if each[name][target] is not None]
             result[f"{target}_{name}"] = {"attacked": len(tried), "broken": sum(map(bool, tried))}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "attack.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -21,7 +21,8 @@ def test_no_adversary_breaks_a_claim_inside_its_radius(
     attacked = 0
     for seed, sample in enumerate(samples[:4]):
         pixels = vit.read(sample).pixels
-        outcome = attack(vit, adversary, pixels, scale=0.999, effort=EFFORT, n=200, seed=seed)
+        certificate = vit.certify(pixels, n=200, n0=50, seed=seed)
+        outcome = attack(vit, adversary, pixels, certificate, scale=0.999, effort=EFFORT, seed=seed)
         assert not any(outcome.values())
         attacked += sum(broken is not None for broken in outcome.values())
     assert attacked >= 6
@@ -32,5 +33,6 @@ def test_the_same_adversary_breaks_claims_far_outside(
 ) -> None:
     """Without this the test above could pass with an adversary that does nothing."""
     pixels = vit.read(samples[0]).pixels
-    outcome = attack(vit, adversary, pixels, scale=20, effort=EFFORT, n=200, seed=0)
+    certificate = vit.certify(pixels, n=200, n0=50, seed=0)
+    outcome = attack(vit, adversary, pixels, certificate, scale=20, effort=EFFORT, seed=0)
     assert any(outcome.values())
