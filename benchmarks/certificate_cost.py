@@ -1,0 +1,109 @@
+"""How long until a user knows whether an image is robust at radius r?
+
+    python benchmarks/certificate_cost.py BUNDLE [--images 50] [--radius 0.2]
+
+Our sequential decision on our engine, to its answer or to n = 10,000, against the research loop in torch
+eager at n0 = 100 and n = 10,000. The loop's time does not depend on what it sees, so it is run on 192
+copies of each image, in turn with our decision, and scaled to 10,100. Every image is kept in the work
+folder as it is done, so a run that was stopped continues.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from rich.progress import track
+
+from benchmarks.machine import machine
+from benchmarks.research_loop import ResearchLoop
+from fvit.demo import models
+from fvit.demo.data import compositions
+from fvit.export.denoisers import load_diffusers
+from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.images import Picture
+
+RESULTS = Path(__file__).parent / "results"
+SIGMA, K, N0, N, SAMPLED = 0.25, 10, 100, 10_000, 192
+
+
+def measure(vit: FaithfulViT, loop: ResearchLoop, picture: Picture, *, radius: float) -> dict[str, Any]:
+    """Seconds of both ways on one image, and what ours answered."""
+    start = time.perf_counter()
+    loop.run(torch.from_numpy(picture.pixels), copies=SAMPLED, sigma=SIGMA, k=K, batch=32)
+    research = (time.perf_counter() - start) * (N0 + N) / SAMPLED
+    start = time.perf_counter()
+    certificate = vit.certify(picture.pixels, sigma=SIGMA, n0=N0, n=N, k=K, radius=radius)
+    ours = time.perf_counter() - start
+    assert certificate.decision is not None
+    return {
+        "answer": certificate.decision.answer, "copies": certificate.copies_drawn, "seconds": ours,
+        "research_seconds": research, "ratio": research / ours,
+    }  # fmt: skip
+
+
+def markdown(result: dict[str, Any]) -> str:
+    where = result["machine"]
+    answers = ", ".join(f"{count} {answer}" for answer, count in result["answers"].items())
+    return (
+        f"{result['images']} held-out images, radius {result['radius']:g}, σ = {SIGMA}, k = {K}, β = 0.8, "
+        f"α = 0.001, {result['precision']}; {where['cores']} cores of {where['cpu']}. Answers: {answers}.\n\n"
+        "| | median | 90th percentile |\n|---|---|---|\n"
+        f"| research loop, n = 10,000 (torch eager), seconds | {result['research'][0]:.1f} "
+        f"| {result['research'][1]:.1f} |\n"
+        f"| sequential decision, seconds | {result['ours'][0]:.2f} | {result['ours'][1]:.2f} |\n"
+        f"| copies drawn | {result['copies'][0]:,.0f} | {result['copies'][1]:,.0f} |\n"
+        f"| times faster (smallest tenth in the second column) | {result['ratio'][0]:.0f} "
+        f"| {result['ratio'][1]:.1f} |\n"
+    )
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    images: Annotated[int, typer.Option(help="Held-out compositions.")] = 50,
+    radius: Annotated[float, typer.Option(help="The radius that is asked about.")] = 0.2,
+    work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/cost"),
+) -> None:
+    vit = load(bundle)
+    loop = ResearchLoop(models.load_classifier(), load_diffusers(models.DENOISER))
+    data = compositions(images, seed=84, split="held-out")
+    work.mkdir(parents=True, exist_ok=True)
+    file = work / f"{vit.bundle.digest[:12]}-{radius:g}.jsonl"
+    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    with file.open("a") as journal:
+        for i in track(range(len(done), images), "deciding"):
+            done.append(measure(vit, loop, vit.read(data.images[i]), radius=radius))
+            journal.write(json.dumps(done[-1]) + "\n")
+            journal.flush()
+    done = done[:images]
+
+    def spread(key: str, tail: float = 0.9) -> list[float]:
+        return [float(value) for value in np.quantile([each[key] for each in done], [0.5, tail])]
+
+    given = [each["answer"] for each in done]
+    result = {
+        "bundle": vit.bundle.digest,
+        "precision": vit.bundle.manifest.precision,
+        "machine": machine(),
+        "images": len(done),
+        "radius": radius,
+        "answers": {answer: given.count(answer) for answer in sorted(set(given))},
+        "research": spread("research_seconds"),
+        "ours": spread("seconds"),
+        "copies": spread("copies"),
+        "ratio": spread("ratio", 0.1),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    name = f"certificate_cost-{result['precision']}"
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    (RESULTS / f"{name}.md").write_text(markdown(result))
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

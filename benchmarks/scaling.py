@@ -1,0 +1,137 @@
+"""How do time and memory grow with copies, images, image size and batch size?
+
+    python benchmarks/scaling.py BUNDLE
+
+Each point is a process of its own, so that its peak memory is its own. Copies go from 100 to 100,000;
+images, sizes and batches are varied at 100 copies. Another image size exports the embedded denoiser at
+that size in front of the embedded classifier.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.progress import track
+
+from benchmarks.machine import machine
+from fvit.extras import require
+from fvit.runtime.faithful import load
+from fvit.runtime.record import Terms
+
+RESULTS = Path(__file__).parent / "results"
+POINTS: dict[str, tuple[int, ...]] = {
+    "copies": (100, 1000, 10_000, 100_000),
+    "images": (1, 4, 16, 64),
+    "image size": (32, 64, 128, 256),
+    "batch": (8, 16, 32, 64, 128, 256),
+}
+USUAL = {"copies": 100, "images": 1, "image size": 64, "batch": 32}
+
+
+def child(bundle: Path, *, copies: int, images: int, batch: int) -> dict[str, float]:
+    """Certify random images; seconds of the certification alone, peak memory of the process."""
+    vit = load(bundle, batch=batch)
+    rng = np.random.default_rng(0)
+    rows, columns = vit.pipeline.image_size
+    pictures = [vit.read(rng.random((3, rows, columns), np.float32)) for _ in range(images)]
+    n0 = min(100, copies // 2)
+    terms = Terms(
+        sigma=0.25, n0=n0, n=copies - n0, alpha=1e-3, k=(10,), beta=0.8, aggregate="vote", seed=0, batch=batch
+    )
+    start = time.perf_counter()
+    for _ in vit.certify_many(pictures, terms):
+        pass
+    seconds = time.perf_counter() - start
+    return {"seconds": seconds, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+
+
+def at_size(side: int, folder: Path) -> Path:
+    """The embedded model behind its denoiser at another image size."""
+    from fvit.demo import models
+    from fvit.demo.data import LABELS
+    from fvit.export.bundles import export_bundle
+    from fvit.export.denoisers import load_diffusers
+
+    target = folder / f"size-{side}"
+    export_bundle(
+        target, classifier=models.load_classifier(), classifier_name="fvit-demo-vit", labels=LABELS,
+        diffusion=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet", image_size=side,
+    )  # fmt: skip
+    return target
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    figure = require("matplotlib.figure", extra="plots", purpose="the plot").Figure(
+        figsize=(10, 4.5), dpi=150, layout="constrained"
+    )
+    grid = figure.subplots(2, len(POINTS))
+    for column, axis in enumerate(POINTS):
+        points = [row for row in rows if row["axis"] == axis]
+        x = [row["value"] for row in points]
+        for axes, key, words in zip(grid[:, column], ("seconds", "peak_mb"), ("seconds", "MB"), strict=True):
+            axes.plot(x, [row[key] for row in points], marker="o")
+            axes.set_xscale("log")
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(axis)
+            axes.set_ylabel(words)
+        if axis == "copies":
+            grid[0, column].set_yscale("log")
+    figure.savefig(file)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    where = result["machine"]
+    lines = [
+        f"{where['cores']} cores of {where['cpu']}; what is not varied: {USUAL}.",
+        "",
+        "| varied | value | seconds | copies/s | peak memory |",
+        "|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        rate = row["copies"] * row["images"] / row["seconds"]
+        lines.append(
+            f"| {row['axis']} | {row['value']:,} | {row['seconds']:.2f} | {rate:,.0f} "
+            f"| {row['peak_mb']:,.0f} MB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    point: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    if point is not None:
+        copies, images, batch = map(int, point.split(","))
+        print(json.dumps(child(bundle, copies=copies, images=images, batch=batch)))
+        return
+    rows: list[dict[str, Any]] = []
+    todo = [(axis, value) for axis, values in POINTS.items() for value in values]
+    with tempfile.TemporaryDirectory() as folder:
+        for axis, value in track(todo, "measuring"):
+            at = USUAL | {axis: value}
+            used = bundle if at["image size"] == 64 else at_size(at["image size"], Path(folder))
+            words = f"{at['copies']},{at['images']},{at['batch']}"
+            done = subprocess.run(
+                [sys.executable, __file__, str(used), "--point", words],
+                capture_output=True, text=True, check=True,
+            )  # fmt: skip
+            rows.append({"axis": axis, "value": value, **at, **json.loads(done.stdout.splitlines()[-1])})
+    result = {"machine": machine(), "precision": load(bundle).bundle.manifest.precision, "rows": rows}
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "scaling.md").write_text(markdown(result))
+    plot(rows, RESULTS / "scaling.png")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

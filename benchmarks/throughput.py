@@ -1,0 +1,214 @@
+"""How many noisy copies a second, against the same models in torch?
+
+    python benchmarks/throughput.py [--quick] [--model demo] [--json FILE]
+
+Five ways side by side in one run: torch eager in fp32 (the research loop), torch.compile in fp32, torch
+under bf16 autocast, our fp32 and our int8 on ONNX Runtime. Rounds are interleaved (A B C A B C …), so that
+a slow minute of the machine meets all of them; rates are medians, ratios are taken inside each round.
+The embedded model, and ViT-B/16 at 224 pixels behind the embedded 64-pixel denoiser. --quick leaves
+torch.compile and ViT-B out.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import timm
+import torch
+import typer
+from rich.progress import Progress
+
+from benchmarks.machine import machine
+from benchmarks.research_loop import ResearchLoop
+from fvit.demo import models
+from fvit.demo.data import compositions
+from fvit.engines.base import open_engine
+from fvit.export.bundles import export_bundle
+from fvit.export.denoisers import load_diffusers
+from fvit.extras import require
+from fvit.runtime.bundle import open_bundle
+from fvit.runtime.schedule import Schedule
+from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally, noisy_copies
+
+RESULTS = Path(__file__).parent / "results"
+SIGMA, K, BATCH = 0.25, 10, 32
+Timed = Callable[[], Any]
+Stages = dict[str, Timed]
+
+
+def classifier(model: str) -> Any:
+    if model == "demo":
+        return models.load_classifier()
+    torch.manual_seed(0)
+    return timm.create_model("vit_base_patch16_224").eval()
+
+
+def torch_stages(model: str, pixels: np.ndarray[Any, Any], *, kind: str, copies: int) -> Stages:
+    loop = ResearchLoop(classifier(model), load_diffusers(models.DENOISER), autocast=kind == "torch-bf16")
+    if kind == "torch-compile":
+        loop.denoise, loop.classify = torch.compile(loop.denoise), torch.compile(loop.classify)
+    image = torch.from_numpy(pixels)
+    noisy = image + SIGMA * torch.randn(BATCH, *image.shape)
+    level, timestep = torch.tensor(SIGMA), torch.tensor(loop.timestep(SIGMA))
+    with torch.no_grad():
+        images = loop.denoise(noisy, level, timestep).clone()
+
+    def stage(run: Timed) -> Timed:
+        def timed() -> None:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=loop.autocast):
+                for _ in range(0, copies, BATCH):
+                    run()
+
+        return timed
+
+    return {
+        "pipeline": lambda: loop.run(image, copies=copies, sigma=SIGMA, k=K, batch=BATCH),
+        "noise": stage(lambda: image.repeat(BATCH, 1, 1, 1) + SIGMA * torch.randn(BATCH, *image.shape)),
+        "denoiser": stage(lambda: loop.denoise(noisy, level, timestep)),
+        "classifier": stage(lambda: loop.classify(images)),
+    }
+
+
+def our_stages(bundle: Path, pixels: np.ndarray[Any, Any], *, copies: int) -> Stages:
+    opened = open_bundle(bundle)
+    schedule: Schedule = opened.manifest.schedule
+    engines = (open_engine(opened.denoiser, device="cpu"), open_engine(opened.classifier, device="cpu"))
+    pipeline = DenoisedClassifier(*engines, schedule=schedule, image_size=opened.manifest.image_size)
+    smoother = Smoother(pipeline, batch=BATCH)
+    noisy = noisy_copies(pixels, range(BATCH), sigma=SIGMA, seed=0)
+    images = pipeline.denoise(noisy, sigma=SIGMA)
+    logits, attribution = pipeline.classify(images)
+
+    def whole() -> None:
+        tally = Tally(pipeline.classes, pipeline.tokens, (K,))
+        for _ in smoother.run([Section(pixels, range(copies), tally)], sigma=SIGMA, seed=0):
+            pass
+
+    def stage(run: Callable[[], Any]) -> Timed:
+        return lambda: [run() for _ in range(0, copies, BATCH)]
+
+    tally = Tally(pipeline.classes, pipeline.tokens, (K,))
+    return {
+        "pipeline": whole,
+        "noise": stage(lambda: noisy_copies(pixels, range(BATCH), sigma=SIGMA, seed=0)),
+        "denoiser": stage(lambda: pipeline.denoise(noisy, sigma=SIGMA)),
+        "classifier": stage(lambda: pipeline.classify(images)),
+        "accumulation": stage(lambda: tally.add(logits, attribution)),
+    }
+
+
+def measure(model: str, *, rounds: int, copies: int, compiled: bool, folder: Path) -> list[dict[str, Any]]:
+    """One row for each way and stage."""
+    diffusion = load_diffusers(models.DENOISER)
+    for precision in ("fp32", "int8"):
+        export_bundle(
+            folder / precision, classifier=classifier(model), classifier_name=model,
+            labels=tuple(map(str, range(classifier(model).num_classes))), diffusion=diffusion,
+            denoiser_name="fvit-demo-unet", precision=precision,
+        )  # fmt: skip
+    image = compositions(1, seed=83, split="held-out").images[0]
+    pixels = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / np.float32(255)
+    kinds = ["torch-eager", *(["torch-compile"] if compiled else []), "torch-bf16"]
+    ways = {
+        (kind, "bf16" if kind == "torch-bf16" else "fp32"): torch_stages(
+            model, pixels, kind=kind, copies=copies
+        )
+        for kind in kinds
+    }
+    for precision in ("fp32", "int8"):
+        ways["onnxruntime", precision] = our_stages(folder / precision, pixels, copies=copies)
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    with Progress() as progress:
+        task = progress.add_task(model, total=rounds + 1)
+        for number in range(rounds + 1):
+            for way, stages in ways.items():
+                for stage, run in stages.items():
+                    start = time.perf_counter()
+                    run()
+                    if number:  # the first round compiles and warms up
+                        seconds.setdefault((*way, stage), []).append(time.perf_counter() - start)
+            progress.advance(task)
+    rows = []
+    for (name, precision, stage), taken in seconds.items():
+        row = {
+            "model": model, "name": name, "precision": precision, "stage": stage,
+            "copies_per_second": copies / float(np.median(taken)),
+        }  # fmt: skip
+        if eager := seconds.get(("torch-eager", "fp32", stage)):
+            ratios = np.array(eager) / np.array(taken)
+            row["ratio_to_torch_eager"] = float(np.median(ratios))
+            row["ratio_range"] = [float(ratios.min()), float(ratios.max())]
+        rows.append(row)
+    return rows
+
+
+def markdown(result: dict[str, Any]) -> str:
+    where = result["machine"]
+    lines = [
+        f"{where['cores']} cores of {where['cpu']}, torch {where['torch']}, "
+        f"onnxruntime {where['onnxruntime']}; batch {BATCH}, {result['rounds']} interleaved rounds of "
+        f"{result['copies']} copies. Ratio: median over rounds (smallest to largest).",
+        "",
+        "| model | stage | way | precision | copies/s | × torch eager fp32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        ratio = ""
+        if "ratio_to_torch_eager" in row:
+            low, high = row["ratio_range"]
+            ratio = f"{row['ratio_to_torch_eager']:.2f} ({low:.2f} to {high:.2f})"
+        lines.append(
+            f"| {row['model']} | {row['stage']} | {row['name']} | {row['precision']} "
+            f"| {row['copies_per_second']:,.0f} | {ratio} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
+    figure = require("matplotlib.figure", extra="plots", purpose="the plot").Figure(
+        figsize=(7, 3.5), dpi=150, layout="constrained"
+    )
+    shown = sorted({row["model"] for row in rows})
+    for axes, model in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        whole = [row for row in rows if row["model"] == model and row["stage"] == "pipeline"]
+        names = [f"{row['name']}\n{row['precision']}" for row in whole]
+        axes.bar(names, [row["copies_per_second"] for row in whole])
+        axes.set_title(model)
+        axes.set_ylabel("copies per second, whole pipeline")
+        axes.tick_params(axis="x", labelsize=6)
+    figure.savefig(file)
+
+
+def main(
+    quick: Annotated[bool, typer.Option(help="Two rounds, the demo model, no torch.compile.")] = False,
+    model: Annotated[list[str] | None, typer.Option(help="demo, vit-b, or both.")] = None,
+    rounds: Annotated[int, typer.Option(help="Interleaved rounds.")] = 9,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where to write the rows.")] = None,
+) -> None:
+    rounds = 2 if quick else rounds
+    copies = {"demo": 64, "vit-b": BATCH}
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for each in model or (["demo"] if quick else ["demo", "vit-b"]):
+            rows += measure(
+                each, rounds=rounds, copies=copies[each], compiled=not quick, folder=Path(folder) / each
+            )
+    result = {"machine": machine(), "rounds": rounds, "copies": copies, "rows": rows}
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n")
+    elif not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
+        (RESULTS / "throughput.md").write_text(markdown(result))
+        plot(rows, RESULTS / "throughput.png")
+    print(markdown(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)
