@@ -44,11 +44,11 @@ class LogWealth:
 
     LOWER = np.geomspace(0.05, 200.0, 12)
     UPPER = 1 - np.geomspace(0.98, 0.002, 10)
+    BETS = np.concatenate([LOWER, -UPPER])
 
     def __init__(self, variables: int) -> None:
         self.copies = 0
-        self._from_below = np.zeros((len(self.LOWER), variables))
-        self._from_above = np.zeros((len(self.UPPER), variables))
+        self.logarithms = np.zeros((len(self.BETS), variables))  # Σ ln(1 + bet·x), a row for each of BETS
 
     def add(self, values: Floats) -> None:
         """values [B, variables] in [0,1] (float rounding beyond 1 is cut)."""
@@ -58,25 +58,26 @@ class LogWealth:
     def add_repeated(self, copy: Floats, times: int) -> None:
         """The same values [variables] `times` times over."""
         self.copies += times
-        self._from_below += times * np.log1p(self.LOWER[:, None] * copy)
-        self._from_above += times * np.log1p(-self.UPPER[:, None] * copy)
+        self.logarithms += times * np.log1p(self.BETS[:, None] * copy)
 
     def bounds(self, *, alpha: float) -> tuple[Floats, Floats]:
         """(lower, upper) [variables], each one-sided at level alpha, valid at every n at once."""
 
+        from_below, from_above = np.split(self.logarithms, [len(self.LOWER)])
+
         def wealth_below(mean: Floats) -> Floats:
-            each = self._from_below - self.copies * np.log1p(self.LOWER[:, None] * mean)
+            each = from_below - self.copies * np.log1p(self.LOWER[:, None] * mean)
             return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.LOWER)))
 
         def wealth_above(mean: Floats) -> Floats:
-            each = self._from_above - self.copies * np.log1p(-self.UPPER[:, None] * mean)
+            each = from_above - self.copies * np.log1p(-self.UPPER[:, None] * mean)
             return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.UPPER)))
 
         # A mean is refused once its wealth reaches 1/alpha. Against low means wealth falls as the
         # mean grows, against high ones it rises, so each side has one edge: found by bisection,
         # and each bound is the end that errs outwards.
         edge = -np.log(alpha)
-        variables = self._from_below.shape[1]
+        variables = self.logarithms.shape[1]
         lower, _ = _bisect(lambda mean: wealth_below(mean) >= edge, variables)
         _, upper = _bisect(lambda mean: wealth_above(mean) < edge, variables)
         return lower, upper
