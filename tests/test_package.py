@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import fvit
+from fvit.errors import FvitError
 from fvit.extras import MissingExtra, require
 
 HEAVY = ("torch", "onnxruntime", "matplotlib", "timm", "diffusers", "onnx", "scipy", "tensorrt")
@@ -28,6 +29,15 @@ def test_the_runtime_loads_no_torch() -> None:
 def test_a_missing_extra_names_the_command_that_installs_it() -> None:
     with pytest.raises(MissingExtra, match=r"pip install 'fvit\[export\]'"):
         require("a_package_that_does_not_exist", extra="export", purpose="this test")
+
+
+def test_a_package_that_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As PyCUDA where the driver's library is missing."""
+    (tmp_path / "installed_but_broken.py").write_text("raise ImportError('libcuda.so.1: no such file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(FvitError, match=r"cannot be loaded: libcuda\.so\.1") as caught:
+        require("installed_but_broken", extra=None, purpose="this test")
+    assert not isinstance(caught.value, MissingExtra)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,22 @@ class Tensor:
     dtype: np.dtype[Any]
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """An array that lies on a device: its address there, and what keeps it allocated."""
+
+    pointer: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    owner: Any
+
+    def rows(self, rows: range) -> Memory:
+        """A part of the array along its first dimension."""
+        row = self.dtype.itemsize * math.prod(self.shape[1:])
+        shape = (len(rows), *self.shape[1:])
+        return Memory(self.pointer + rows.start * row, shape, self.dtype, self.owner)
+
+
 class Engine(ABC):
     """A compiled graph on one device. `run` may be called from several threads at once."""
 
@@ -36,12 +53,22 @@ class Engine(ABC):
         Every row of a batch is computed from that row alone (DESIGN 4.7).
         """
 
+    @abstractmethod
+    def bind(self, memory: Mapping[str, Memory], scalars: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+        """A call that executes the graph on arrays that lie on the engine's device already.
 
-def open_engine(graph: Path, *, device: str) -> Engine:
+        memory: every input and output with dimensions, by name, all of one number of rows, which is a
+        multiple of a graph's fixed batch. scalars: the inputs without dimensions.
+        """
+
+
+def open_engine(graph: Path, *, device: str, stream: int | None = None) -> Engine:
     """An engine for this ONNX graph on `device`: "cpu" or "cuda:N".
+
+    stream: address of the CUDA stream to work on; the engine's own unless told.
 
     Raises FvitError for a device that is unknown or that this installation cannot use.
     """
     from fvit.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graph, device=device)
+    return OnnxRuntimeEngine(graph, device=device, stream=stream)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import open_engine
+from fvit.engines.base import Engine, open_engine
 from fvit.errors import FvitError
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.certificates import Aggregate, leads_clearly
+from fvit.runtime.device import Device, DeviceSmoother
 from fvit.runtime.images import ImageLike, Picture, read_image
 from fvit.runtime.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
+from fvit.runtime.schedule import Schedule
 from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally
 
 
@@ -34,10 +38,18 @@ class Prediction:
 class FaithfulViT:
     """A vision transformer smoothed by denoised diffusion. Safe to share between threads.
 
-    batch: copies that one run of the engine takes; part of what makes results reproducible.
+    batch: copies that one run of the engine takes; part of what makes results reproducible. smoother:
+    makes what runs batches of a given size; on the host, unless told.
     """
 
-    def __init__(self, bundle: Bundle, pipeline: DenoisedClassifier, *, batch: int) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        pipeline: DenoisedClassifier,
+        *,
+        batch: int,
+        smoother: Callable[[int], Smoother | DeviceSmoother] | None = None,
+    ) -> None:
         self.bundle, self.pipeline, self.batch = bundle, pipeline, batch
         manifest = bundle.manifest
         if (pipeline.classes, pipeline.tokens) != (len(manifest.labels), manifest.tokens):
@@ -45,7 +57,8 @@ class FaithfulViT:
                 f"{bundle.folder}: graph and manifest disagree on classes or tokens: export it again"
             )
         self.engine = {"name": pipeline.engine, "device": pipeline.device, "precision": manifest.precision}
-        self._smoother = Smoother(pipeline, batch=batch)
+        self._smoother_of = smoother or (lambda batch: Smoother(pipeline, batch=batch))
+        self._smoother = self._smoother_of(batch)
 
     def predict(
         self, image: ImageLike, *, sigma: float = 0.25, n: int = 32, alpha: float = 1e-3, seed: int = 0
@@ -61,7 +74,7 @@ class FaithfulViT:
         picture = self.read(image)
         tally = self._tally(sizes=())
         section = Section(picture.pixels, range(n), tally)
-        smoother = self._smoother if n >= self.batch else Smoother(self.pipeline, batch=n)
+        smoother = self._smoother if n >= self.batch else self._smoother_of(n)
         for _ in smoother.run([section], sigma=sigma, seed=seed):
             pass
         leader, runner_up = np.argsort(-tally.counts, kind="stable")[:2]
@@ -209,10 +222,24 @@ def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: int = 32
     """
     opened = open_bundle(bundle)
     manifest = opened.manifest
+    gpu = None
+    if number := re.fullmatch(r"cuda:(\d+)", device):
+        from fvit.runtime.gpu import Gpu
+
+        gpu = Gpu(int(number[1]))
+    stream = None if gpu is None else gpu.stream
+    denoiser = open_engine(opened.denoiser, device=device, stream=stream)
+    classifier = open_engine(opened.classifier, device=device, stream=stream)
     pipeline = DenoisedClassifier(
-        open_engine(opened.denoiser, device=device),
-        open_engine(opened.classifier, device=device),
-        schedule=manifest.schedule,
-        image_size=manifest.image_size,
+        denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size
     )
-    return FaithfulViT(opened, pipeline, batch=batch)
+    if gpu is None:
+        return FaithfulViT(opened, pipeline, batch=batch)
+    smoother = partial(_on_device, gpu, denoiser, classifier, manifest.schedule)
+    return FaithfulViT(opened, pipeline, batch=batch, smoother=smoother)
+
+
+def _on_device(
+    device: Device, denoiser: Engine, classifier: Engine, schedule: Schedule, batch: int
+) -> DeviceSmoother:
+    return DeviceSmoother(device, denoiser, classifier, schedule=schedule, batch=batch)

@@ -93,16 +93,13 @@ EITHER void add_wealth(const float *attributions, uint32_t rows, uint32_t token,
 
 #ifdef __CUDACC__
 
-// Grid (blocks of elements, rows); the first copy's index lies in device memory, so that a captured
-// graph draws other copies each time that it is replayed.
+// Grid (blocks of elements, rows).
 extern "C" __global__ void draw_copies(float *noisy, const float *pixels, float sigma, uint64_t seed,
-                                       const uint64_t *first, uint32_t size) {
+                                       uint64_t first, uint32_t size) {
   const uint32_t block = blockIdx.x * blockDim.x + threadIdx.x;
   if (4 * block < size)
-    draw_block(noisy + (uint64_t)blockIdx.y * size, pixels, sigma, seed, *first + blockIdx.y, block, size);
+    draw_block(noisy + (uint64_t)blockIdx.y * size, pixels, sigma, seed, first + blockIdx.y, block, size);
 }
-
-extern "C" __global__ void advance(uint64_t *first, uint64_t rows) { *first += rows; }
 
 // Grid (blocks of tokens, rows). Integer atomics: the sums do not depend on their order.
 extern "C" __global__ void count_votes(const float *attributions, uint32_t tokens, const uint32_t *sizes,

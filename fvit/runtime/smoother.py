@@ -148,10 +148,10 @@ class Smoother:
         copies counted since its last call.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="fvit-noise") as drawer:
-            batches = _batches(sections, self.batch)
-            drawn = drawer.submit(self._next, batches, sigma=sigma, seed=seed)
+            planned = batches(sections, self.batch)
+            drawn = drawer.submit(self._next, planned, sigma=sigma, seed=seed)
             while (current := drawn.result()) is not None:
-                drawn = drawer.submit(self._next, batches, sigma=sigma, seed=seed)
+                drawn = drawer.submit(self._next, planned, sigma=sigma, seed=seed)
                 batch, noisy = current
                 logits, attribution = self.pipeline(noisy, sigma=sigma)
                 first = 0
@@ -163,8 +163,8 @@ class Smoother:
                     if copies.stop == section.copies.stop:
                         yield section
 
-    def _next(self, batches: Iterator[Batch], *, sigma: float, seed: int) -> tuple[Batch, Floats] | None:
-        batch = next(batches, None)
+    def _next(self, planned: Iterator[Batch], *, sigma: float, seed: int) -> tuple[Batch, Floats] | None:
+        batch = next(planned, None)
         if batch is None:
             return None
         last, copies = batch[-1]
@@ -183,7 +183,7 @@ def noisy_copies(pixels: Floats, copies: range, *, sigma: float, seed: int) -> F
     return drawn.reshape(len(copies), *pixels.shape)
 
 
-def _batches(sections: Iterable[Section], size: int) -> Iterator[Batch]:
+def batches(sections: Iterable[Section], size: int) -> Iterator[Batch]:
     """Cut the sections into batches of `size` copies; only the last one may be smaller."""
     batch: Batch = []
     room = size

@@ -2,7 +2,6 @@
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,47 +12,35 @@ from fvit.errors import FvitError
 from fvit.runtime import kernels, noise
 from fvit.runtime.bounds import LogWealth
 from fvit.runtime.smoother import Tally, noisy_copies
+from tests.runtime.conftest import pointer
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    built = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    flags = ["-x", "c++", "-O2", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-shared", "-fPIC"]
-    subprocess.run(["g++", *flags, "-o", built, kernels.SOURCE], check=True)
-    return ctypes.CDLL(str(built))
-
-
-def _pointer(array: NDArray[np.generic]) -> ctypes.c_void_p:
-    assert array.flags.c_contiguous
-    return ctypes.c_void_p(array.ctypes.data)
-
-
 def _drawn(
-    host: ctypes.CDLL, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
+    host_kernels: ctypes.CDLL, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
 ) -> NDArray[np.float32]:
     noisy = np.full((len(copies), *pixels.shape), np.nan, np.float32)
-    host.draw_copies(
-        _pointer(noisy), _pointer(pixels), ctypes.c_float(sigma), ctypes.c_uint64(seed),
+    host_kernels.draw_copies(
+        pointer(noisy), pointer(pixels), ctypes.c_float(sigma), ctypes.c_uint64(seed),
         ctypes.c_uint64(copies.start), ctypes.c_uint32(len(copies)), ctypes.c_uint32(pixels.size),
     )  # fmt: skip
     return noisy
 
 
 @pytest.mark.parametrize(("seed", "first"), [(0, 0), (2**64 - 1, 5), (123456789012, 2**32 - 3), (7, 2**40)])
-def test_noise_equals_numpys(host: ctypes.CDLL, seed: int, first: int) -> None:
+def test_noise_equals_numpys(host_kernels: ctypes.CDLL, seed: int, first: int) -> None:
     """10⁶ values; the seed's and the index's upper words count."""
     zeros = np.zeros(100_000, np.float32)
-    found = _drawn(host, zeros, range(first, first + 10), sigma=1.0, seed=seed)
+    found = _drawn(host_kernels, zeros, range(first, first + 10), sigma=1.0, seed=seed)
     expected = noise.draw(np.arange(first, first + 10), size=zeros.size, seed=seed)
     assert np.abs(found - expected).max() <= 2e-6
 
 
-def test_noise_is_standard_normal_to_its_tails(host: ctypes.CDLL) -> None:
-    values = _drawn(host, np.zeros(100_000, np.float32), range(40), sigma=1.0, seed=11).astype(np.float64)
+def test_noise_is_standard_normal_to_its_tails(host_kernels: ctypes.CDLL) -> None:
+    values = _drawn(host_kernels, np.zeros(100_000, np.float32), range(40), sigma=1.0, seed=11).astype(
+        np.float64
+    )
     n = values.size
     assert abs(values.mean()) < 5 / np.sqrt(n)
     assert abs(values.var() - 1) < 5 * np.sqrt(2 / n)
@@ -64,14 +51,14 @@ def test_noise_is_standard_normal_to_its_tails(host: ctypes.CDLL) -> None:
             assert abs(beyond.mean() - tail) < 5 * np.sqrt(tail / n)
 
 
-def test_copies_equal_numpys_at_a_size_that_blocks_do_not_divide(host: ctypes.CDLL) -> None:
+def test_copies_equal_numpys_at_a_size_that_blocks_do_not_divide(host_kernels: ctypes.CDLL) -> None:
     pixels = np.random.default_rng(0).random((3, 7, 11), np.float32)
-    found = _drawn(host, pixels, range(3, 9), sigma=0.25, seed=5)
+    found = _drawn(host_kernels, pixels, range(3, 9), sigma=0.25, seed=5)
     assert np.abs(found - noisy_copies(pixels, range(3, 9), sigma=0.25, seed=5)).max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
-def test_reductions_equal_the_tallys(host: ctypes.CDLL, rows: int, classes: int, tokens: int) -> None:
+def test_reductions_equal_the_tallys(host_kernels: ctypes.CDLL, rows: int, classes: int, tokens: int) -> None:
     """Counts, votes, sums and squares to the last bit, ties and values above 1 included."""
     rng = np.random.default_rng(rows)
     logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
@@ -85,10 +72,10 @@ def test_reductions_equal_the_tallys(host: ctypes.CDLL, rows: int, classes: int,
     counts, votes = np.zeros(classes, np.uint64), np.zeros((3, tokens), np.uint64)
     sums, squares = np.zeros(tokens), np.zeros(tokens)
     wealth = np.zeros((len(bets), tokens))
-    host.reduce(
-        _pointer(logits), _pointer(attribution), rows, classes, tokens,
-        _pointer(np.array(sizes, np.uint32)), len(sizes), _pointer(bets), len(bets),
-        _pointer(counts), _pointer(votes), _pointer(sums), _pointer(squares), _pointer(wealth),
+    host_kernels.reduce(
+        pointer(logits), pointer(attribution), rows, classes, tokens,
+        pointer(np.array(sizes, np.uint32)), len(sizes), pointer(bets), len(bets),
+        pointer(counts), pointer(votes), pointer(sums), pointer(squares), pointer(wealth),
     )  # fmt: skip
     assert np.array_equal(counts, expected.counts)
     assert np.array_equal(votes, expected.votes)

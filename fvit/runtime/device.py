@@ -1,0 +1,176 @@
+"""Draw -> denoise -> classify -> accumulate on one GPU: copies and what is counted of them stay there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from fvit.engines.base import Engine, Memory
+from fvit.errors import FvitError
+from fvit.runtime.bounds import LogWealth
+from fvit.runtime.schedule import Schedule
+from fvit.runtime.smoother import Floats, Section, Tally, batches
+
+
+class Device(Protocol):
+    """Memory and the kernels of kernels.cu on one stream of one GPU."""
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory: ...
+
+    def upload(self, memory: Memory, values: NDArray[Any]) -> None: ...
+
+    def download(self, memory: Memory) -> NDArray[Any]: ...
+
+    def draw(
+        self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
+    ) -> None:
+        """Write x + σz of these copies into the rows of noisy [B,3,H,W] from `row` on."""
+
+    def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
+        """Add these rows of logits [B,C] and attribution [B,N] to what is counted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Accumulators:
+    """A Tally's arrays on the device. counts [C] and votes [K,N] int64; sums, squares [N] and wealth
+    [bets,N] float64; sizes [K] uint32 and bets float64 are constants; unfit [1] int32 becomes 1 where
+    an engine returned a value that is not finite."""
+
+    counts: Memory
+    votes: Memory
+    sums: Memory
+    squares: Memory
+    wealth: Memory
+    sizes: Memory
+    bets: Memory
+    unfit: Memory
+
+    @staticmethod
+    def of(tally: Tally, device: Device) -> Accumulators:
+        """On the device, with what the tally already holds."""
+
+        def placed(values: NDArray[Any]) -> Memory:
+            memory = device.allocate(values.shape, values.dtype)
+            device.upload(memory, values)
+            return memory
+
+        return Accumulators(
+            counts=placed(tally.counts),
+            votes=placed(tally.votes),
+            sums=placed(tally.sums),
+            squares=placed(tally.squares),
+            wealth=placed(tally.wealth.logarithms),
+            sizes=placed(np.array(tally.sizes, np.uint32)),
+            bets=placed(LogWealth.BETS),
+            unfit=placed(np.zeros(1, np.int32)),
+        )
+
+    def into(self, tally: Tally, device: Device, *, copies: int) -> None:
+        """Bring what was counted back into the tally. Raises FvitError for values that are not finite."""
+        if device.download(self.unfit)[0]:
+            raise FvitError("the engine returned a value that is not finite: no certificate can rest on it")
+        tally.copies += copies
+        tally.wealth.copies += copies
+        tally.counts[:] = device.download(self.counts)
+        tally.votes[:] = device.download(self.votes)
+        tally.sums[:] = device.download(self.sums)
+        tally.squares[:] = device.download(self.squares)
+        tally.wealth.logarithms[:] = device.download(self.wealth)
+
+
+class DeviceSmoother:
+    """Does on a device what Smoother does on the host, in the same batches and with the same copies.
+
+    One run at a time: threads that share it take turns.
+    """
+
+    def __init__(
+        self, device: Device, denoiser: Engine, classifier: Engine, *, schedule: Schedule, batch: int
+    ) -> None:
+        if batch < 1:
+            raise FvitError(f"batch = {batch}: a batch holds at least one copy")
+        self.device, self.schedule, self.batch = device, schedule, batch
+        self._engines = (denoiser, classifier)
+        self._turn = Lock()
+        tensors = [each for engine in self._engines for each in (*engine.inputs, *engine.outputs)]
+        # A graph of a fixed batch runs several times; what it lacks at the end is nobody's copy.
+        whole = math.lcm(*(each.shape[0] for each in tensors if each.shape and each.shape[0]))
+        rows = -(-batch // whole) * whole
+        self._memory = {
+            each.name: device.allocate((rows, *_fixed(each.shape)), each.dtype)
+            for each in tensors
+            if each.shape
+        }
+
+    def run(
+        self,
+        sections: Iterable[Section],
+        *,
+        sigma: float,
+        seed: int,
+        on_copies: Callable[[int], Any] = lambda copies: None,
+    ) -> Iterator[Section]:
+        """Count every copy of every section; yield each section when it is complete, in order."""
+        with self._turn:
+            yield from self._run(sections, sigma=sigma, seed=seed, on_copies=on_copies)
+
+    def _run(
+        self, sections: Iterable[Section], *, sigma: float, seed: int, on_copies: Callable[[int], Any]
+    ) -> Iterator[Section]:
+        scalars = {
+            "sigma": np.asarray(sigma, np.float32),
+            "timestep": np.asarray(self.schedule.timestep(sigma), np.float32),
+        }
+        denoise = self._engines[0].bind(self._memory, scalars)
+        classify = self._engines[1].bind(self._memory, {})
+        noisy, logits = self._memory["noisy"], self._memory["logits"]
+        attribution = self._memory["attribution"]
+        pictures: dict[int, tuple[Floats, Memory]] = {}
+        counted: dict[int, Accumulators] = {}
+        for batch in batches(sections, self.batch):
+            pictures = {id(s.pixels): self._picture(s.pixels, pictures) for s, _ in batch}
+            row = 0
+            for section, copies in batch:
+                last = section is batch[-1][0]
+                stop = copies.start + self.batch - row if last else copies.stop
+                self.device.draw(
+                    noisy, row=row, pixels=pictures[id(section.pixels)][1],
+                    copies=range(copies.start, stop), sigma=sigma, seed=seed,
+                )  # fmt: skip
+                row += len(copies)
+            denoise()
+            classify()
+            row = 0
+            for section, copies in batch:
+                key = id(section)
+                if key not in counted:
+                    counted[key] = Accumulators.of(section.tally, self.device)
+                rows = range(row, row + len(copies))
+                self.device.reduce(logits, attribution, rows=rows, into=counted[key])
+                row = rows.stop
+                on_copies(len(copies))
+                if copies.stop == section.copies.stop:
+                    counted.pop(key).into(section.tally, self.device, copies=len(section.copies))
+                    yield section
+
+    def _picture(self, pixels: Floats, known: dict[int, tuple[Floats, Memory]]) -> tuple[Floats, Memory]:
+        # The array is kept beside its copy, so that its id stays its own.
+        if id(pixels) in known:
+            return known[id(pixels)]
+        memory = self.device.allocate(pixels.shape, pixels.dtype)
+        self.device.upload(memory, pixels)
+        return pixels, memory
+
+
+def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...]:
+    """The dimensions after the batch."""
+    sides = tuple(side for side in shape[1:] if side is not None)
+    if len(sides) != len(shape) - 1:
+        raise FvitError("a graph leaves more than its batch open: export it again")
+    return sides

@@ -1,0 +1,26 @@
+import pytest
+
+
+def _missing() -> str | None:
+    """Why nothing here can run on this machine; None where it can."""
+    try:
+        import pycuda.driver as driver
+    except ImportError as error:
+        return f"needs pycuda ({error})"
+    try:
+        driver.init()
+        if driver.Device.count() == 0:
+            return "needs a GPU"
+    except driver.Error as error:
+        return f"needs a GPU ({error})"
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "needs onnxruntime-gpu"
+    return None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu() -> None:
+    if (reason := _missing()) is not None:
+        pytest.skip(reason)

@@ -1,0 +1,84 @@
+"""What needs a GPU: the kernels and ONNX Runtime's CUDA provider, against the CPU."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import fvit
+from fvit.errors import FvitError
+from fvit.runtime.smoother import Tally, noisy_copies
+
+
+@pytest.fixture(scope="module")
+def device() -> Any:
+    from fvit.runtime.gpu import Gpu
+
+    return Gpu(0)
+
+
+@pytest.fixture(scope="module")
+def on_gpu(demo_bundle: Path) -> Iterator[fvit.FaithfulViT]:
+    yield fvit.load(demo_bundle, device="cuda:0")
+
+
+@pytest.mark.parametrize("first", [0, 2**32 - 3])
+def test_copies_equal_the_hosts(device: Any, first: int) -> None:
+    pixels = np.random.default_rng(0).random((3, 61, 67), np.float32)
+    copies = range(first, first + 90)
+    noisy, there = (
+        device.allocate((100, *pixels.shape), np.float32),
+        device.allocate(pixels.shape, np.float32),
+    )
+    device.upload(there, pixels)
+    device.draw(noisy, row=10, pixels=there, copies=copies, sigma=1.0, seed=2**63 + 1)
+    found = device.download(noisy)[10:]
+    assert np.abs(found - noisy_copies(pixels, copies, sigma=1.0, seed=2**63 + 1)).max() <= 2e-6
+
+
+@pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
+def test_reductions_equal_the_tallys(device: Any, rows: int, classes: int, tokens: int) -> None:
+    from fvit.runtime.device import Accumulators
+
+    rng = np.random.default_rng(rows)
+    logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
+    attribution = (rng.gamma(0.3, size=(rows, tokens)) / 3).round(2).astype(np.float32)
+    expected, found = (Tally(classes, tokens, (1, 3)) for _ in range(2))
+    expected.add(logits, attribution)
+    scores, shares = device.allocate(logits.shape, np.float32), device.allocate(attribution.shape, np.float32)
+    device.upload(scores, logits)
+    device.upload(shares, attribution)
+    accumulators = Accumulators.of(found, device)
+    half = rows // 2
+    for part in (range(half), range(half, rows)):
+        if part:
+            device.reduce(scores, shares, rows=part, into=accumulators)
+    accumulators.into(found, device, copies=rows)
+    for field in ("counts", "votes", "sums", "squares"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field))
+    assert np.allclose(found.wealth.logarithms, expected.wealth.logarithms, rtol=1e-12, atol=1e-12)
+
+
+def test_engines_equal_the_cpus(vit: fvit.FaithfulViT, on_gpu: fvit.FaithfulViT, samples: list[Path]) -> None:
+    pixels = vit.read(samples[0]).pixels
+    noisy = noisy_copies(pixels, range(32), sigma=0.25, seed=0)
+    for one, other in zip(vit.pipeline(noisy, sigma=0.25), on_gpu.pipeline(noisy, sigma=0.25), strict=True):
+        assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
+
+
+def test_a_certificate_equals_the_cpus(
+    vit: fvit.FaithfulViT, on_gpu: fvit.FaithfulViT, samples: list[Path]
+) -> None:
+    for sample in samples[:3]:
+        one, other = (each.certify(sample, n=500) for each in (vit, on_gpu))
+        assert one.class_.index == other.class_.index
+        assert set(one.attention.tokens) == set(other.attention.tokens)
+        assert other.class_.radius_l2 == pytest.approx(one.class_.radius_l2, abs=0.01)
+        assert other.attention.radius_l2 == pytest.approx(one.attention.radius_l2, abs=0.02)
+
+
+def test_a_gpu_that_is_not_there_is_one_clear_line(demo_bundle: Path) -> None:
+    with pytest.raises(FvitError, match="counted from 0"):
+        fvit.load(demo_bundle, device="cuda:99")
