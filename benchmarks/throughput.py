@@ -136,7 +136,7 @@ def measure(model: str, *, rounds: int, copies: int, compiled: bool, folder: Pat
             progress.advance(task)
     rows = []
     for (name, precision, stage), taken in seconds.items():
-        row = {
+        row: dict[str, Any] = {
             "model": model, "name": name, "precision": precision, "stage": stage,
             "copies_per_second": copies / float(np.median(taken)),
         }  # fmt: skip
@@ -144,6 +144,9 @@ def measure(model: str, *, rounds: int, copies: int, compiled: bool, folder: Pat
             ratios = np.array(eager) / np.array(taken)
             row["ratio_to_torch_eager"] = float(np.median(ratios))
             row["ratio_range"] = [float(ratios.min()), float(ratios.max())]
+        if stage == "pipeline":
+            engines = np.array(seconds[name, precision, "denoiser"]) + seconds[name, precision, "classifier"]
+            row["outside_the_networks"] = float(np.median(1 - engines / np.array(taken)))
         rows.append(row)
     return rows
 
@@ -167,6 +170,16 @@ def markdown(result: dict[str, Any]) -> str:
             f"| {row['model']} | {row['stage']} | {row['name']} | {row['precision']} "
             f"| {row['copies_per_second']:,.0f} | {ratio} |"
         )
+    lines += [
+        "",
+        "Share of the pipeline's time outside the two networks (noise, counting, Python), median:",
+        "",
+    ]
+    lines += [
+        f"- {row['model']}, {row['name']} {row['precision']}: {row['outside_the_networks']:.1%}"
+        for row in result["rows"]
+        if row["stage"] == "pipeline"
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,4 +1,5 @@
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,17 @@ def test_a_certificate_is_the_same_alone_in_company_in_any_order_and_again(
 def test_another_seed_draws_other_copies(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
     one, other = (vit.certify(samples[0], n0=8, n=64, alpha=0.1, seed=seed) for seed in (0, 1))
     assert not np.array_equal(one.attention.smoothed, other.attention.smoothed)
+
+
+def test_memory_does_not_grow_with_the_number_of_copies() -> None:
+    """100,000 copies take the memory of 1,000 (DESIGN section 1: accumulators, nothing else)."""
+    peaks = []
+    for copies in (1000, 100_000):
+        smoother, tally = Smoother(LinearModel(np.ones(48, np.float32), 0.0), batch=500), Tally(2, 2, (1,))
+        tracemalloc.start()
+        for _ in smoother.run([Section(_pixels(0), range(copies), tally)], sigma=0.5, seed=0):
+            pass
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert tally.copies == copies
+    assert peaks[1] <= 1.1 * peaks[0]

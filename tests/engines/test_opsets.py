@@ -1,0 +1,74 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import fvit
+from fvit.engines.base import open_engine
+from fvit.engines.opsets import convert
+from fvit.errors import FvitError
+from fvit.export.graphs import export_graph
+
+OPSET = 17
+
+
+def _same(
+    graph: Path, converted: Path, feeds: dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+) -> None:
+    assert max(entry.version for entry in onnx.load(converted).opset_import if not entry.domain) == OPSET
+    onnx.checker.check_model(converted, full_check=True)
+    expected, found = (open_engine(each, device="cpu").run(feeds) for each in (graph, converted))
+    for name, value in expected.items():
+        assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max()
+
+
+def test_the_demos_graphs_compute_the_same_in_an_older_opset(vit: fvit.FaithfulViT, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noisy = rng.normal(0.5, 0.3, (5, 3, 64, 64)).astype(np.float32)
+    timestep = np.float32(vit.pipeline.schedule.timestep(0.25))
+    feeds = {"noisy": noisy, "sigma": np.array(0.25, np.float32), "timestep": np.array(timestep)}
+    convert(vit.bundle.denoiser, tmp_path / "denoiser.onnx", opset=OPSET)
+    _same(vit.bundle.denoiser, tmp_path / "denoiser.onnx", feeds)
+    convert(vit.bundle.classifier, tmp_path / "classifier.onnx", opset=OPSET)
+    _same(vit.bundle.classifier, tmp_path / "classifier.onnx", {"images": noisy.clip(0, 1)})
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+@pytest.mark.parametrize("half", [False, True])
+def test_both_forms_of_gelu_are_written_out(approximate: str, half: bool, tmp_path: Path) -> None:
+    class Curve(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kind = torch.float32
+
+        def halve(self) -> None:
+            self.kind = torch.float16
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.to(self.kind)
+            return (torch.nn.functional.gelu(x, approximate=approximate) + x).float()
+
+    x = 3 * torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    export_graph(Curve(), {"x": x}, outputs=("y",), graph=tmp_path / "g.onnx", half=half)
+    convert(tmp_path / "g.onnx", tmp_path / "old.onnx", opset=OPSET)
+    operators = {node.op_type for node in onnx.load(tmp_path / "old.onnx").graph.node}
+    assert "Gelu" not in operators
+    expected, found = (
+        open_engine(tmp_path / name, device="cpu").run({"x": x.numpy()})["y"]
+        for name in ("g.onnx", "old.onnx")
+    )
+    assert np.abs(found - expected).max() <= (1e-2 if half else 1e-5)
+
+
+def test_an_operator_without_an_older_form_is_one_clear_line(tmp_path: Path) -> None:
+    x, y = (onnx.helper.make_tensor_value_info(name, 1, [2, 3, 4, 4]) for name in "xy")
+    node = onnx.helper.make_node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=3)
+    ones = [onnx.helper.make_tensor(name, 1, [3], [1.0] * 3) for name in "sb"]
+    graph = onnx.helper.make_graph([node], "g", [x], [y], initializer=ones)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)])
+    onnx.save(model, tmp_path / "g.onnx")
+    with pytest.raises(FvitError, match="cannot be written in opset 17") as caught:
+        convert(tmp_path / "g.onnx", tmp_path / "old.onnx", opset=OPSET)
+    assert "\n" not in str(caught.value)
