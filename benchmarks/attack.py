@@ -10,7 +10,6 @@ folder as it is done, so a run that was stopped continues.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,8 +19,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
-from rich.progress import track
 
+from benchmarks.keeping import publish, resumed
 from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.export.classifiers import ExplainedClassifier
@@ -31,7 +30,6 @@ from fvit.runtime.faithful import FaithfulViT, load
 from fvit.runtime.record import Certificate, top_tokens
 from fvit.runtime.smoother import Section, Smoother, Tally
 
-RESULTS = Path(__file__).parent / "results"
 Floats = NDArray[np.float32]
 
 
@@ -161,28 +159,39 @@ def main(
 ) -> None:
     vit, adversary, effort = load(bundle), Adversary(), Effort()
     data = compositions(images, seed=78, split="held-out")
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / f"{vit.bundle.digest[:12]}-{n}.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    with file.open("a") as journal:
-        for i in track(range(len(done), images), "attacking"):
-            pixels = vit.read(data.images[i]).pixels
-            certificate = vit.certify(pixels, n=n, n0=50, seed=i)
-            outcomes = {
-                name: attack(vit, adversary, pixels, certificate, scale=scale, effort=effort, seed=i)
-                for name, scale in SCALES.items()
-            }
-            done.append(outcomes)
-            journal.write(json.dumps(outcomes) + "\n")
-            journal.flush()
+
+    def measure(i: int) -> dict[str, Any]:
+        pixels = vit.read(data.images[i]).pixels
+        certificate = vit.certify(pixels, n=n, n0=50, seed=i)
+        return {
+            name: attack(vit, adversary, pixels, certificate, scale=scale, effort=effort, seed=i)
+            for name, scale in SCALES.items()
+        }
+
+    done = resumed(work / f"{vit.bundle.digest[:12]}-{n}.jsonl", images, measure, words="attacking")
     result: dict[str, Any] = {"bundle": vit.bundle.digest, "images": images, "n": n, "effort": vars(effort)}
     for name in SCALES:
         for target in ("class", "attention"):
-            tried = [each[name][target] for each in done[:images] if each[name][target] is not None]
+            tried = [each[name][target] for each in done if each[name][target] is not None]
             result[f"{target}_{name}"] = {"attacked": len(tried), "broken": sum(map(bool, tried))}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "attack.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps(result, indent=1))
+    publish("attack", result, markdown(result))
+
+
+def markdown(result: dict[str, Any]) -> str:
+    effort = result["effort"]
+    lines = [
+        f"{result['images']} held-out images, n = {result['n']:,}, σ = 0.25, α = 0.001. For each claim "
+        f"{effort['directions']} random directions and {effort['steps']} gradient steps over "
+        f"{effort['copies']} copies each; proposals judged on {effort['judged']} fresh copies.",
+        "",
+        "| claim | at | attacked | broken |",
+        "|---|---|---|---|",
+    ]
+    for target in ("class", "attention"):
+        for name, scale in SCALES.items():
+            found = result[f"{target}_{name}"]
+            lines.append(f"| {target} | {scale:g} × radius | {found['attacked']} | {found['broken']} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ folder as it is done, so a run that was stopped continues.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,8 +17,8 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from rich.progress import track
 
+from benchmarks.keeping import publish, resumed
 from benchmarks.machine import machine
 from benchmarks.research_loop import ResearchLoop
 from fvit.demo import models
@@ -28,7 +27,6 @@ from fvit.export.denoisers import load_diffusers
 from fvit.runtime.faithful import FaithfulViT, load
 from fvit.runtime.images import Picture
 
-RESULTS = Path(__file__).parent / "results"
 SIGMA, K, N0, N, SAMPLED = 0.25, 10, 100, 10_000, 192
 
 
@@ -72,15 +70,12 @@ def main(
     vit = load(bundle)
     loop = ResearchLoop(models.load_classifier(), load_diffusers(models.DENOISER))
     data = compositions(images, seed=84, split="held-out")
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / f"{vit.bundle.digest[:12]}-{radius:g}.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    with file.open("a") as journal:
-        for i in track(range(len(done), images), "deciding"):
-            done.append(measure(vit, loop, vit.read(data.images[i]), radius=radius))
-            journal.write(json.dumps(done[-1]) + "\n")
-            journal.flush()
-    done = done[:images]
+    done = resumed(
+        work / f"{vit.bundle.digest[:12]}-{radius:g}.jsonl",
+        images,
+        lambda i: measure(vit, loop, vit.read(data.images[i]), radius=radius),
+        words="deciding",
+    )
 
     def spread(key: str, tail: float = 0.9) -> list[float]:
         return [float(value) for value in np.quantile([each[key] for each in done], [0.5, tail])]
@@ -98,11 +93,7 @@ def main(
         "copies": spread("copies"),
         "ratio": spread("ratio", 0.1),
     }
-    RESULTS.mkdir(exist_ok=True)
-    name = f"certificate_cost-{result['precision']}"
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    (RESULTS / f"{name}.md").write_text(markdown(result))
-    print(markdown(result))
+    publish(f"certificate_cost-{result['precision']}", result, markdown(result))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,14 @@ kept in the work folder as it is done, so a run that was stopped continues.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from rich.progress import track
 
+from benchmarks.keeping import RESULTS, publish, resumed
 from fvit.demo.data import compositions
 from fvit.extras import require
 from fvit.runtime.certificates import Aggregate, attention_radius, exact_radius
@@ -27,7 +26,6 @@ from fvit.runtime.images import Picture
 from fvit.runtime.record import Terms, attention_claim, decide
 from fvit.runtime.smoother import Section, Smoother, Tally
 
-RESULTS = Path(__file__).parent / "results"
 FIXED = (100, 1000, 10_000)
 RADII = {"easy": 0.05, "typical": 0.2, "hard": 0.4}
 AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
@@ -181,20 +179,15 @@ def main(
 ) -> None:
     vit = load(bundle)
     data = compositions(images, seed=SEED, split="held-out")
-    work.mkdir(parents=True, exist_ok=True)
-    file = work / f"{vit.bundle.digest[:12]}.jsonl"
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    with file.open("a") as journal:
-        for i in track(range(len(done), images), "10,100 copies an image"):
-            done.append(measure(vit, vit.read(data.images[i])))
-            journal.write(json.dumps(done[-1]) + "\n")
-            journal.flush()
-    result = {"bundle": vit.bundle.digest} | summary(done[:images])
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "certificates.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    (RESULTS / "certificates.md").write_text(markdown(result))
+    done = resumed(
+        work / f"{vit.bundle.digest[:12]}.jsonl",
+        images,
+        lambda i: measure(vit, vit.read(data.images[i])),
+        words="10,100 copies an image",
+    )
+    result = {"bundle": vit.bundle.digest} | summary(done)
+    publish("certificates", result, markdown(result))
     plot(result, RESULTS / "certificates.png")
-    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import numpy as np
 import typer
 from rich.progress import track
 
+from benchmarks.keeping import RESULTS, publish
 from fvit.demo.data import Compositions, compositions, tokens_on_mask
 from fvit.engines.base import open_engine
 from fvit.runtime.bundle import Bundle, open_bundle
@@ -27,7 +28,6 @@ from fvit.runtime.smoother import DenoisedClassifier, Floats, noisy_copies
 
 SEED = 77
 RADII = (0.0, 0.25, 0.5, 0.75)
-RESULTS = Path(__file__).parent / "results"
 
 
 class NoDenoiser(DenoisedClassifier):
@@ -62,10 +62,7 @@ def main(
         "clean_accuracy": clean_accuracy(pipelines(opened)["with"], data),
         "rows": sorted(rows, key=lambda row: (row["denoiser"] != "with", row["sigma"])),
     }
-    RESULTS.mkdir(exist_ok=True)
-    file.write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "certified_accuracy.md").write_text(markdown(result))
-    print(markdown(result))
+    publish("certified_accuracy", result, markdown(result))
 
 
 def pipelines(bundle: Bundle) -> dict[str, FaithfulViT]:

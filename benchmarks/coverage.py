@@ -10,16 +10,15 @@ where it contradicts that radius. The published plug-in figure goes through the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.keeping import publish
 from fvit.runtime.certificates import (
     Aggregate,
     attention_radius,
@@ -30,7 +29,6 @@ from fvit.runtime.certificates import (
 from fvit.runtime.record import Terms, attention_claim, class_claim, decide
 from fvit.runtime.smoother import Tally
 
-RESULTS = Path(__file__).parent / "results"
 ALPHA, RUNS = 0.1, 2000
 TOKENS, K, BETA, SIGMA = 8, 3, 0.6, 0.5
 
@@ -185,10 +183,7 @@ def main(runs: Annotated[int, typer.Option(help="Certificates simulated for each
         "published_above_itself": above_itself,
         "published_above_worst_case": above_worst,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "coverage.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    (RESULTS / "coverage.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    publish("coverage", result, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

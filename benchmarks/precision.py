@@ -8,7 +8,6 @@ n = 200 copies an image for certificates.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,12 +15,12 @@ import numpy as np
 import typer
 from rich.progress import track
 
+from benchmarks.keeping import publish
 from fvit.demo.data import Compositions, compositions
 from fvit.runtime.faithful import FaithfulViT, load
 from fvit.runtime.record import top_tokens
 from fvit.runtime.smoother import noisy_copies
 
-RESULTS = Path(__file__).parent / "results"
 SIGMA, RADIUS, K = 0.25, 0.25, 10
 
 
@@ -73,11 +72,8 @@ def main(
                 **certified(vit, data, images=images),
             }
         )
-    RESULTS.mkdir(exist_ok=True)
     result = {"copies": copies, "images": images, "rows": rows}
-    (RESULTS / "precision.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "precision.md").write_text(markdown(result))
-    print(markdown(result))
+    publish("precision", result, markdown(result))
 
 
 def markdown(result: dict[str, Any]) -> str:

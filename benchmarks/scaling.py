@@ -22,12 +22,12 @@ import numpy as np
 import typer
 from rich.progress import track
 
+from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from fvit.extras import require
 from fvit.runtime.faithful import load
 from fvit.runtime.record import Terms
 
-RESULTS = Path(__file__).parent / "results"
 POINTS: dict[str, tuple[int, ...]] = {
     "copies": (100, 1000, 10_000, 100_000),
     "images": (1, 4, 16, 64),
@@ -126,11 +126,8 @@ def main(
             )  # fmt: skip
             rows.append({"axis": axis, "value": value, **at, **json.loads(done.stdout.splitlines()[-1])})
     result = {"machine": machine(), "precision": load(bundle).bundle.manifest.precision, "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "scaling.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "scaling.md").write_text(markdown(result))
+    publish("scaling", result, markdown(result))
     plot(rows, RESULTS / "scaling.png")
-    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import torch
 import typer
 from rich.progress import Progress
 
+from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from benchmarks.research_loop import ResearchLoop
 from fvit.demo import models
@@ -36,7 +37,6 @@ from fvit.runtime.bundle import open_bundle
 from fvit.runtime.schedule import Schedule
 from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally, noisy_copies
 
-RESULTS = Path(__file__).parent / "results"
 SIGMA, K, BATCH = 0.25, 10, 32
 Timed = Callable[[], Any]
 Stages = dict[str, Timed]
@@ -215,12 +215,11 @@ def main(
     result = {"machine": machine(), "rounds": rounds, "copies": copies, "rows": rows}
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
-    elif not quick:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "throughput.json").write_text(json.dumps(result, indent=1) + "\n")
-        (RESULTS / "throughput.md").write_text(markdown(result))
+    if quick or json_file is not None:
+        print(markdown(result))
+    else:
+        publish("throughput", result, markdown(result))
         plot(rows, RESULTS / "throughput.png")
-    print(markdown(result))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from torch import Tensor
 
 from fvit.errors import FvitError
-from fvit.export.checkpoints import read_tensors
+from fvit.export.checkpoints import read_tensors, refuse
 from fvit.export.denoisers import Diffusion
 from fvit.runtime.schedule import Schedule
 
@@ -268,9 +268,7 @@ def convert(
         for name, value in expected.items()
         if name in converted and converted[name].shape != value.shape
     ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FvitError(f"{file} cannot be converted: {'; '.join(wrong[:3])}{more}")
+    refuse(file, "cannot be converted", wrong)
     return converted
 
 

@@ -49,7 +49,12 @@ def load_tensors(model: nn.Module, tensors: dict[str, Tensor], *, file: Path) ->
         for name, value in own.items()
         if name in tensors and tensors[name].shape != value.shape
     ]
+    refuse(file, "does not fit the model", wrong)
+    model.load_state_dict(tensors)
+
+
+def refuse(file: Path, what: str, wrong: list[str]) -> None:
+    """Raise FvitError with the first three of what is wrong with a checkpoint, if anything is."""
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise FvitError(f"{file} does not fit the model: {'; '.join(wrong[:3])}{more}")
-    model.load_state_dict(tensors)
+        raise FvitError(f"{file} {what}: {'; '.join(wrong[:3])}{more}")
