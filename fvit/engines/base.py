@@ -54,11 +54,11 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def bind(self, memory: Mapping[str, Memory], scalars: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         """A call that executes the graph on arrays that lie on the engine's device already.
 
-        memory: every input and output with dimensions, by name, all of one number of rows, which is a
-        multiple of a graph's fixed batch. scalars: the inputs without dimensions.
+        memory: every input and output by name; those with dimensions all have one number of rows, a
+        multiple of the graph's fixed batch where it has one.
         """
 
 

@@ -70,19 +70,19 @@ class OnnxRuntimeEngine(Engine):
             for name, values in zip(self._names, pieces, strict=True)
         }
 
-    def bind(self, memory: Mapping[str, Memory], scalars: Mapping[str, NDArray[Any]]) -> Callable[[], None]:
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         rows = memory[self._batched[0]].shape[0]
         portion = self._fixed or rows
+        kind, _, index = self.device.partition(":")
         bindings = []
         for first in range(0, rows, portion):
             binding = self._session.io_binding()
-            for name, value in scalars.items():
-                binding.bind_cpu_input(name, value)
             for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
-                for name in (tensor.name for tensor in tensors if tensor.shape):
-                    part = memory[name].rows(range(first, first + portion))
-                    kind, _, index = self.device.partition(":")
-                    bind(name, kind, int(index or 0), part.dtype.type, part.shape, part.pointer)
+                for tensor in tensors:
+                    part = memory[tensor.name]
+                    if tensor.shape:
+                        part = part.rows(range(first, first + portion))
+                    bind(tensor.name, kind, int(index or 0), part.dtype.type, part.shape, part.pointer)
             bindings.append(binding)
 
         def execute() -> None:

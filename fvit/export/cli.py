@@ -102,6 +102,39 @@ def model(
     _report(bundle, exported)
 
 
+@app.command()
+def engine(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; plans are kept in it.")],
+    device: Annotated[str, typer.Option(help="The GPU to build for: cuda:0 is the first.")] = "cuda:0",
+    batch: Annotated[int, typer.Option(help="Copies that one run takes.", min=1)] = 64,
+    workspace: Annotated[float, typer.Option(help="GB that a layer may use while it runs.")] = 4.0,
+    verbose: Annotated[bool, typer.Option(help="Show the builder's log.")] = False,
+) -> None:
+    """Build TensorRT plans of a bundle for the GPU at hand, in the bundle's precision."""
+    from fvit.engines.tensorrt import build_plan
+    from fvit.runtime.bundle import open_bundle
+    from fvit.runtime.gpu import Gpu
+
+    opened = open_bundle(bundle)
+    kind, _, number = device.partition(":")
+    if kind != "cuda" or not number.isdecimal():
+        raise FvitError(f"unknown device '{device}': plans are built for a GPU, such as cuda:0")
+    gpu = Gpu(int(number))
+    for graph in (opened.denoiser, opened.classifier):
+        plan = gpu.plan_key(graph, opened, batch=batch).file(opened.folder, graph)
+        if not plan.is_file():
+            with console.status(f"building {plan.name}"), gpu:
+                build_plan(
+                    graph,
+                    plan,
+                    precision=opened.manifest.precision,
+                    batch=batch,
+                    workspace=int(workspace * 1e9),
+                    verbose=verbose,
+                )
+        console.print(plan, soft_wrap=True)
+
+
 @app.command("list")
 def list_models() -> None:
     """Name the families of classifiers that export, with timm's models of each."""

@@ -55,7 +55,7 @@ def fvit_certify(
     ] = Aggregates.vote,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     batch: Annotated[int, typer.Option(help="Copies a run of the engine takes.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu or cuda:0.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda:0, tensorrt:0 or auto.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
     replay_file: Annotated[
         Path | None,
@@ -70,6 +70,8 @@ def fvit_certify(
     if out is not None:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
     vit = load(bundle, device=device, batch=batch)
+    for reason in vit.passed_over:
+        console.print(f"[dim]not on {reason}[/]", highlight=False, soft_wrap=True)
     if replay_file is not None:
         replay_all(vit, read_records(replay_file), find_images(images))
         return

@@ -103,9 +103,8 @@ class DeviceSmoother:
         whole = math.lcm(*(each.shape[0] for each in tensors if each.shape and each.shape[0]))
         rows = -(-batch // whole) * whole
         self._memory = {
-            each.name: device.allocate((rows, *_fixed(each.shape)), each.dtype)
+            each.name: device.allocate((rows, *_fixed(each.shape)) if each.shape else (), each.dtype)
             for each in tensors
-            if each.shape
         }
 
     def run(
@@ -123,12 +122,9 @@ class DeviceSmoother:
     def _run(
         self, sections: Iterable[Section], *, sigma: float, seed: int, on_copies: Callable[[int], Any]
     ) -> Iterator[Section]:
-        scalars = {
-            "sigma": np.asarray(sigma, np.float32),
-            "timestep": np.asarray(self.schedule.timestep(sigma), np.float32),
-        }
-        denoise = self._engines[0].bind(self._memory, scalars)
-        classify = self._engines[1].bind(self._memory, {})
+        for name, value in (("sigma", sigma), ("timestep", self.schedule.timestep(sigma))):
+            self.device.upload(self._memory[name], np.asarray(value, np.float32))
+        denoise, classify = (engine.bind(self._memory) for engine in self._engines)
         noisy, logits = self._memory["noisy"], self._memory["logits"]
         attribution = self._memory["attribution"]
         pictures: dict[int, tuple[Floats, Memory]] = {}

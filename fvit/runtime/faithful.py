@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -51,6 +50,7 @@ class FaithfulViT:
         smoother: Callable[[int], Smoother | DeviceSmoother] | None = None,
     ) -> None:
         self.bundle, self.pipeline, self.batch = bundle, pipeline, batch
+        self.passed_over: tuple[str, ...] = ()
         manifest = bundle.manifest
         if (pipeline.classes, pipeline.tokens) != (len(manifest.labels), manifest.tokens):
             raise FvitError(
@@ -215,28 +215,48 @@ class FaithfulViT:
 
 
 def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: int = 32) -> FaithfulViT:
-    """Open and verify a bundle and put its graphs on a device: "cpu" or "cuda:N".
+    """Open and verify a bundle and put its graphs on a device.
 
-    batch: copies a run of the engine takes. Raises FvitError where the bundle is missing or damaged,
-    or the device cannot be used.
+    device: "cpu"; "tensorrt:N", the plans that were built for GPU N; "cuda:N", ONNX Runtime there; or
+    "auto", the first of tensorrt:0, cuda:0 and cpu that works (the result's `passed_over` says why not
+    the others). batch: copies a run of the engine takes. Raises FvitError where the bundle is missing
+    or damaged, or the device cannot be used.
     """
     opened = open_bundle(bundle)
-    manifest = opened.manifest
-    gpu = None
-    if number := re.fullmatch(r"cuda:(\d+)", device):
+    passed_over: list[str] = []
+    for choice in ("tensorrt:0", "cuda:0") if device == "auto" else ():
+        try:
+            vit = _load_on(opened, device=choice, batch=batch)
+        except FvitError as reason:
+            passed_over.append(f"{choice}: {reason}")
+        else:
+            vit.passed_over = tuple(passed_over)
+            return vit
+    vit = _load_on(opened, device="cpu" if device == "auto" else device, batch=batch)
+    vit.passed_over = tuple(passed_over)
+    return vit
+
+
+def _load_on(bundle: Bundle, *, device: str, batch: int) -> FaithfulViT:
+    kind, _, number = device.partition(":")
+    if device != "cpu" and not (kind in ("cuda", "tensorrt") and number.isdecimal()):
+        raise FvitError(f"unknown device '{device}': use cpu, cuda:0 or tensorrt:0 (the first GPU), or auto")
+    manifest, gpu = bundle.manifest, None
+    graphs = (bundle.denoiser, bundle.classifier)
+    if device == "cpu":
+        denoiser, classifier = (open_engine(graph, device=device) for graph in graphs)
+    else:
         from fvit.runtime.gpu import Gpu
 
-        gpu = Gpu(int(number[1]))
-    stream = None if gpu is None else gpu.stream
-    denoiser = open_engine(opened.denoiser, device=device, stream=stream)
-    classifier = open_engine(opened.classifier, device=device, stream=stream)
+        gpu = Gpu(int(number))
+        denoiser, classifier = gpu.engines(bundle, device=device, batch=batch)
     pipeline = DenoisedClassifier(
         denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size
     )
     if gpu is None:
-        return FaithfulViT(opened, pipeline, batch=batch)
+        return FaithfulViT(bundle, pipeline, batch=batch)
     smoother = partial(_on_device, gpu, denoiser, classifier, manifest.schedule)
-    return FaithfulViT(opened, pipeline, batch=batch, smoother=smoother)
+    return FaithfulViT(bundle, pipeline, batch=batch, smoother=smoother)
 
 
 def _on_device(

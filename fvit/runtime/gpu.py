@@ -3,14 +3,17 @@ ONNX Runtime, TensorRT and torch may live beside it in one process."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fvit.engines.base import Memory
+from fvit.engines.base import Engine, Memory, open_engine
+from fvit.engines.tensorrt import PlanKey, TensorRTEngine, find_plan, plan_key
 from fvit.errors import FvitError
 from fvit.extras import require
+from fvit.runtime.bundle import Bundle
 from fvit.runtime.device import Accumulators
 from fvit.runtime.kernels import cache_folder, compiled
 
@@ -34,9 +37,10 @@ class Gpu:
             raise FvitError(f"device cuda:{index}: this machine has {count} GPUs, counted from 0")
         device = self._driver.Device(index)
         self._context = device.retain_primary_context()
+        self.name: str = device.name()
+        self.capability: tuple[int, int] = device.compute_capability()
         with self:
-            major, minor = device.compute_capability()
-            cubin = compiled(f"sm_{major}{minor}", cache=cache_folder())
+            cubin = compiled("sm_{}{}".format(*self.capability), cache=cache_folder())
             module = self._driver.module_from_file(str(cubin))
             self._stream = self._driver.Stream()
             self._kernels = {}
@@ -59,6 +63,30 @@ class Gpu:
     def stream(self) -> int:
         """The address of the stream, for engines that work on it."""
         return int(self._stream.handle)
+
+    def engines(self, bundle: Bundle, *, device: str, batch: int) -> tuple[Engine, Engine]:
+        """The bundle's denoiser and classifier on this GPU and its stream: "tensorrt:N" takes the plans
+        that were built for it, "cuda:N" ONNX Runtime."""
+        denoiser, classifier = bundle.denoiser, bundle.classifier
+        with self:
+            if device.startswith("cuda"):
+                return (
+                    open_engine(denoiser, device=device, stream=self.stream),
+                    open_engine(classifier, device=device, stream=self.stream),
+                )
+            plans = [
+                find_plan(bundle.folder, graph, self.plan_key(graph, bundle, batch=batch))
+                for graph in (denoiser, classifier)
+            ]
+            return (
+                TensorRTEngine(plans[0], device=device, stream=self.stream),
+                TensorRTEngine(plans[1], device=device, stream=self.stream),
+            )
+
+    def plan_key(self, graph: Path, bundle: Bundle, *, batch: int) -> PlanKey:
+        """What a plan of this graph must be built for to run here."""
+        precision = bundle.manifest.precision
+        return plan_key(graph, gpu=self.name, capability=self.capability, precision=precision, batch=batch)
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
         kind = np.dtype(dtype)

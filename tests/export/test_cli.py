@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import resource
 import subprocess
@@ -126,6 +127,16 @@ def test_an_image_size_that_the_denoiser_cannot_halve_is_refused(denoiser: Path,
     )  # fmt: skip
     assert done.returncode == 1
     assert "multiple of 2" in last_line(done)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
+def test_plans_without_a_gpu_are_one_clear_line(demo_bundle: Path) -> None:
+    done = run("fvit-export", "engine", demo_bundle)
+    assert done.returncode == 1
+    assert "pycuda" in last_line(done)
+    done = run("fvit-export", "engine", demo_bundle, "--device", "cpu")
+    assert done.returncode == 1
+    assert "such as cuda:0" in last_line(done)
 
 
 def test_list_names_the_families() -> None:

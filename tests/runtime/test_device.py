@@ -2,6 +2,7 @@
 for the host does the counting, and ONNX Runtime is bound to the same addresses."""
 
 import ctypes
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ class HostDevice:
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
         array: NDArray[np.generic] = np.empty(shape, dtype)
-        array.view(np.uint8).fill(0xFF) if array.size else None  # nothing may be read before it is written
+        array.reshape(-1).view(np.uint8).fill(0xFF)  # nothing may be read before it is written
         self.arrays.append(array)
         return Memory(array.ctypes.data, shape, array.dtype, array)
 
@@ -143,5 +144,15 @@ def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> No
     """Without PyCUDA it names the package, with it and no GPU the driver's reason; never a traceback."""
     with pytest.raises(FvitError, match="pycuda|GPU"):
         fvit.load(demo_bundle, device="cuda:99")
-    with pytest.raises(FvitError, match="use cpu, or cuda:0"):
+    with pytest.raises(FvitError, match="tensorrt|pycuda|GPU"):
+        fvit.load(demo_bundle, device="tensorrt:99")
+    with pytest.raises(FvitError, match="use cpu, cuda:0"):
         fvit.load(demo_bundle, device="tpu")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
+def test_auto_takes_the_cpu_and_says_why_not_the_others(demo_bundle: Path) -> None:
+    vit = fvit.load(demo_bundle, device="auto")
+    assert vit.engine["device"] == "cpu"
+    assert [reason.partition(":0: ")[0] for reason in vit.passed_over] == ["tensorrt", "cuda"]
+    assert all("pycuda" in reason for reason in vit.passed_over)

@@ -1,0 +1,216 @@
+"""Native TensorRT, 8.6 and newer: plans built from a bundle's graphs for one GPU, kept in the bundle, run.
+
+A plan serves one GPU model, one TensorRT version, one batch size and one graph: all of that is in its
+name, so that a plan which does not fit is never loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fvit.engines.base import Engine, Memory, Tensor
+from fvit.engines.opsets import convert
+from fvit.errors import FvitError
+from fvit.extras import require
+
+PLANS = "engines"
+"""The folder of a bundle that holds plans and the timing cache."""
+
+TIMINGS = "timing.cache"
+
+
+@dataclass(frozen=True)
+class PlanKey:
+    """What a plan is good for. capability: such as "9.0"; graph: SHA-256 of the ONNX file."""
+
+    gpu: str
+    capability: str
+    tensorrt: str
+    precision: str
+    batch: int
+    graph: str
+
+    def file(self, bundle: Path, graph: Path) -> Path:
+        """Where this plan of that graph lies in a bundle."""
+        gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
+        name = (
+            f"{graph.stem}-{gpu}-sm{self.capability}-trt{self.tensorrt}-{self.precision}"
+            f"-b{self.batch}-{self.graph[:12]}.plan"
+        )
+        return bundle / PLANS / name
+
+
+def plan_key(graph: Path, *, gpu: str, capability: tuple[int, int], precision: str, batch: int) -> PlanKey:
+    """The key of the plan that this TensorRT would build of a graph on that GPU."""
+    trt = _tensorrt()
+    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
+    return PlanKey(gpu, f"{capability[0]}.{capability[1]}", trt.__version__, precision, batch, digest)
+
+
+def find_plan(bundle: Path, graph: Path, key: PlanKey) -> Path:
+    """The plan in the bundle that fits. Raises FvitError with the command that builds it, and with what
+    there is instead."""
+    plan = key.file(bundle, graph)
+    if plan.is_file():
+        return plan
+    others = sorted(file.name for file in plan.parent.glob(f"{graph.stem}-*.plan"))
+    instead = f"; there are only {', '.join(others)}" if others else ""
+    raise FvitError(
+        f"{bundle} has no TensorRT plan for {key.gpu}, TensorRT {key.tensorrt}, batch {key.batch}{instead}: "
+        f"build it with  fvit-export engine {bundle} --batch {key.batch}"
+    )
+
+
+def build_plan(
+    graph: Path, plan: Path, *, precision: str, batch: int, workspace: int, verbose: bool = False
+) -> None:
+    """Build a plan of an ONNX graph for the GPU whose context is current, and write it whole.
+
+    Precision is what the graph's types say: TensorRT 10 and newer build a strongly typed network, older
+    ones get the builder flags that let them follow the types. workspace: bytes that a layer may use
+    beside its inputs and outputs. The timing cache beside the plan is read and written. Raises FvitError
+    where the graph cannot be parsed or built.
+    """
+    trt = _tensorrt()
+    major = int(trt.__version__.split(".")[0])
+    logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
+    builder = trt.Builder(logger)
+    kinds = trt.NetworkDefinitionCreationFlag
+    flags = 0
+    if major < 10:  # networks know their batch always, from version 10 on
+        flags |= 1 << int(kinds.EXPLICIT_BATCH)
+    elif hasattr(kinds, "STRONGLY_TYPED"):  # and their types, from version 11 on
+        flags |= 1 << int(kinds.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, logger)
+    with tempfile.TemporaryDirectory() as folder:
+        read = graph
+        if major < 10:
+            read = Path(folder) / graph.name
+            convert(graph, read, opset=17)
+        if not parser.parse_from_file(str(read)):
+            raise FvitError(f"{graph} cannot be parsed by TensorRT {trt.__version__}: {parser.get_error(0)}")
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32; who wants speed exports fp16
+    if major < 10:
+        for name in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",)}[precision]:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        shape = tuple(tensor.shape)
+        if -1 in shape:
+            whole = tuple(batch if side == -1 else side for side in shape)
+            profile.set_shape(tensor.name, whole, whole, whole)
+    config.add_optimization_profile(profile)
+    timings = plan.parent / TIMINGS
+    cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
+    config.set_timing_cache(cache, ignore_mismatch=False)
+    built = builder.build_serialized_network(network, config)
+    if built is None:
+        raise FvitError(
+            f"TensorRT {trt.__version__} cannot build {graph.name} at batch {batch}: "
+            "what it said is above, or with --verbose"
+        )
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    _write_whole(timings, bytes(config.get_timing_cache().serialize()))
+    _write_whole(plan, bytes(built))
+
+
+class TensorRTEngine(Engine):
+    """A plan on the GPU whose context was current when it was opened.
+
+    One caller at a time: a plan's execution context holds the addresses that it works on.
+    """
+
+    name = "tensorrt"
+
+    def __init__(self, plan: Path, *, device: str, stream: int) -> None:
+        trt = _tensorrt()
+        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._plan = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        if self._plan is None:
+            raise FvitError(f"{plan} cannot be loaded: build it again with  fvit-export engine")
+        self._context = self._plan.create_execution_context()
+        self._stream = stream
+        self.device = device
+        tensors: dict[bool, list[Tensor]] = {True: [], False: []}
+        for i in range(self._plan.num_io_tensors):
+            name = self._plan.get_tensor_name(i)
+            kind = np.dtype(trt.nptype(self._plan.get_tensor_dtype(name)))
+            is_input = self._plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            _, shape, _ = (
+                self._plan.get_tensor_profile_shape(name, 0)
+                if is_input and -1 in tuple(self._plan.get_tensor_shape(name))
+                else (None, self._plan.get_tensor_shape(name), None)
+            )
+            if is_input:
+                self._context.set_input_shape(name, tuple(shape))
+            tensors[is_input].append(Tensor(name, tuple(shape), kind))
+        self.inputs = tuple(tensors[True])
+        # Outputs take their batch from the inputs.
+        self.outputs = tuple(
+            Tensor(each.name, tuple(self._context.get_tensor_shape(each.name)), each.dtype)
+            for each in tensors[False]
+        )
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Host arrays in and out, padded to the plan's batch: for checks, not for speed."""
+        driver = require("pycuda.driver", extra="tensorrt", purpose="running a plan")
+        batched = [tensor for tensor in self.inputs if tensor.shape]
+        rows = len(feeds[batched[0].name])
+        batch = int(batched[0].shape[0] or 0)
+        results: dict[str, list[NDArray[Any]]] = {tensor.name: [] for tensor in self.outputs}
+        for first in range(0, rows, batch):
+            memory = {}
+            for tensor in (*self.inputs, *self.outputs):
+                shape = tuple(side or 0 for side in tensor.shape)
+                size = tensor.dtype.itemsize * int(np.prod(shape))
+                owner = driver.mem_alloc(size)
+                memory[tensor.name] = Memory(int(owner), shape, tensor.dtype, owner)
+            for tensor in self.inputs:
+                values = np.asarray(feeds[tensor.name], tensor.dtype)
+                if tensor.shape:
+                    values = np.resize(values[first : first + batch], memory[tensor.name].shape)
+                driver.memcpy_htod(memory[tensor.name].pointer, np.ascontiguousarray(values))
+            self.bind(memory)()
+            driver.Context.synchronize()
+            for tensor in self.outputs:
+                found: NDArray[Any] = np.empty(memory[tensor.name].shape, tensor.dtype)
+                driver.memcpy_dtoh(found, memory[tensor.name].pointer)
+                results[tensor.name].append(found)
+        return {name: np.concatenate(parts)[:rows] for name, parts in results.items()}
+
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+
+        def execute() -> None:
+            for name in names:
+                self._context.set_tensor_address(name, memory[name].pointer)
+            if not self._context.execute_async_v3(self._stream):
+                raise FvitError("TensorRT could not execute the plan: what it said is above")
+
+        return execute
+
+
+def _tensorrt() -> Any:
+    return require("tensorrt", extra="tensorrt", purpose="TensorRT plans")
+
+
+def _write_whole(file: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(handle, "wb") as opened:
+        opened.write(content)
+    Path(temporary).replace(file)
