@@ -254,6 +254,7 @@ def test_the_published_model_is_known_by_its_tensors(tmp_path: Path) -> None:
         chosen, _ = adm.parse_flags(adm.PUBLISHED_FLAGS)
         unet = adm.build_unet(adm.PUBLISHED, chosen)
         converted = adm.convert(tensors, adm.PUBLISHED, unet, chosen, file=file)
+        unet.load_state_dict(converted, assign=True)
     assert isinstance(unet, UNet2DModel)
     assert sum(value.numel() for value in converted.values()) == 552_814_086
     assert {n: v.shape for n, v in converted.items()} == {n: v.shape for n, v in unet.state_dict().items()}
