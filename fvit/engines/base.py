@@ -38,6 +38,11 @@ class Memory:
         return Memory(self.pointer + rows.start * row, shape, self.dtype, self.owner)
 
 
+def weights_file(graph: Path) -> Path:
+    """Where the weights of an ONNX graph lie that are too large for its own file."""
+    return graph.with_name(graph.name + ".data")
+
+
 class Engine(ABC):
     """A compiled graph on one device. `run` may be called from several threads at once."""
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fvit.engines.base import weights_file
 from fvit.errors import FvitError
 from fvit.extras import require
 
@@ -41,8 +42,8 @@ def convert(graph: Path, target: Path, *, opset: int) -> None:
                     f"{graph} cannot be written in opset {opset}: {node.op_type} knows no {attribute.name}"
                 )
             node.attribute.remove(attribute)
-    external = graph.with_name(graph.name + ".data").exists()
-    onnx.save(converted, target, save_as_external_data=external, location=target.name + ".data")
+    external = weights_file(graph).exists()
+    onnx.save(converted, target, save_as_external_data=external, location=weights_file(target).name)
 
 
 def _write_out_gelu(onnx: Any, model: Any) -> None:

@@ -6,7 +6,6 @@ name, so that a plan which does not fit is never loaded.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import tempfile
@@ -31,7 +30,8 @@ TIMINGS = "timing.cache"
 
 @dataclass(frozen=True)
 class PlanKey:
-    """What a plan is good for. capability: such as "9.0"; graph: SHA-256 of the ONNX file."""
+    """What a plan is good for. capability: such as "9.0"; graph: SHA-256 that stands for the ONNX file and
+    its weights."""
 
     gpu: str
     capability: str
@@ -50,11 +50,10 @@ class PlanKey:
         return bundle / PLANS / name
 
 
-def plan_key(graph: Path, *, gpu: str, capability: tuple[int, int], precision: str, batch: int) -> PlanKey:
+def plan_key(*, gpu: str, capability: tuple[int, int], precision: str, batch: int, graph: str) -> PlanKey:
     """The key of the plan that this TensorRT would build of a graph on that GPU."""
     trt = _tensorrt()
-    digest = hashlib.sha256(graph.read_bytes()).hexdigest()
-    return PlanKey(gpu, f"{capability[0]}.{capability[1]}", trt.__version__, precision, batch, digest)
+    return PlanKey(gpu, f"{capability[0]}.{capability[1]}", trt.__version__, precision, batch, graph)
 
 
 def find_plan(bundle: Path, graph: Path, key: PlanKey) -> Path:

@@ -94,6 +94,7 @@ def load_adm(file: Path, *, flags: str | None = None) -> Diffusion:
             )
         flags = PUBLISHED_FLAGS
     chosen, checked = parse_flags(flags)
+    _check_heads(seen, chosen)
     _check_flags(checked, seen, image_size=chosen["image_size"])
     unet = build_unet(seen, chosen)
     unet.load_state_dict(convert(tensors, seen, unet, chosen, file=file))
@@ -108,7 +109,10 @@ def load_adm(file: Path, *, flags: str | None = None) -> Diffusion:
 
 def parse_flags(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     """Training flags -> all CHOICES by name, and those of SEEN that were given, as text."""
-    words = shlex.split(text.replace("=", " "))
+    try:
+        words = shlex.split(text.replace("=", " "))
+    except ValueError as error:
+        raise FvitError(f"--adm-flags '{text}': {error}") from error
     if len(words) % 2 or not all(word.startswith("--") for word in words[::2]):
         raise FvitError(f"--adm-flags '{text}': write pairs such as --num_head_channels 64")
     chosen, checked = dict(CHOICES), {}
@@ -172,13 +176,27 @@ def _count(tensors: dict[str, Tensor], group: str) -> int:
 
 def _up_block(tensors: dict[str, Tensor], i: int) -> str | None:
     """The residual block that doubles the image at the end of output block i, if one does."""
-    names = (f"output_blocks.{i}.{place}" for place in (1, 2))
-    return next((name for name in names if f"{name}.in_layers.0.weight" in tensors), None)
+    return _at_end(tensors, i, "in_layers.0.weight")
 
 
 def _up_conv(tensors: dict[str, Tensor], i: int) -> str | None:
+    """The convolution that follows the doubling at the end of output block i, if one does."""
+    return _at_end(tensors, i, "conv.weight")
+
+
+def _at_end(tensors: dict[str, Tensor], i: int, weight: str) -> str | None:
     names = (f"output_blocks.{i}.{place}" for place in (1, 2))
-    return next((name for name in names if f"{name}.conv.weight" in tensors), None)
+    return next((name for name in names if f"{name}.{weight}" in tensors), None)
+
+
+def _check_heads(seen: Architecture, chosen: dict[str, Any]) -> None:
+    """Raise FvitError where the attention of a level cannot be cut into heads as the flags say."""
+    width, heads = chosen["num_head_channels"], chosen["num_heads"]
+    parts, name = (width, "num_head_channels") if width > 0 else (heads, "num_heads")
+    attended = {c for c, has in zip(seen.channels, seen.attention, strict=True) if has} | {seen.channels[-1]}
+    if parts < 1 or any(channels % parts for channels in attended):
+        levels = ", ".join(map(str, sorted(attended)))
+        raise FvitError(f"--adm-flags: {name} {parts} does not divide the {levels} channels that attend")
 
 
 def _check_flags(given: dict[str, str], seen: Architecture, *, image_size: int) -> None:
@@ -196,7 +214,9 @@ def _check_flags(given: dict[str, str], seen: Architecture, *, image_size: int) 
         "class_cond": "False",
     }
     for name, value in given.items():
-        said = ",".join(sorted(value.split(","), key=int)) if name == "attention_resolutions" else value
+        said = value
+        if name == "attention_resolutions" and all(part.isdecimal() for part in value.split(",")):
+            said = ",".join(sorted(value.split(","), key=int))
         said = {"1": "True", "0": "False"}.get(value, said) if truth[name] in ("True", "False") else said
         if value and said.lower() != truth[name].lower():
             raise FvitError(f"--adm-flags: {name} {value}, but the tensors show {truth[name]}")

@@ -16,7 +16,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from timm.layers import RmsNorm
 from torch import Tensor, nn
 
-from fvit.engines.base import open_engine
+from fvit.engines.base import open_engine, weights_file
 from fvit.errors import FvitError
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -52,11 +52,6 @@ class Float32(nn.Module):
         return normed.to(values.dtype)
 
 
-def external_file(graph: Path) -> Path:
-    """Where the weights of a graph lie that are too large for the graph's own file."""
-    return graph.with_name(graph.name + ".data")
-
-
 def halve(network: nn.Module) -> None:
     """Make a network compute in float16, its norms in float32; in place."""
     network.half()
@@ -70,7 +65,7 @@ def quantise(
     graph: Path, calibration: Sequence[Feeds], *, on_layer: Callable[[int, int], Any] = lambda done, of: None
 ) -> Quantised:
     """Rewrite an fp32 graph in int8: weights per channel, activations per tensor, both symmetric, as
-    pairs of QuantizeLinear and DequantizeLinear, which ONNX Runtime and TensorRT both compile.
+    pairs of QuantizeLinear and DequantizeLinear, the form that ONNX Runtime and TensorRT both read.
 
     Convolutions and products with weights are quantised. Where that costs more than
     LARGEST_INT8_ERROR, each is tried alone: its cost is the error of the outputs on the first
@@ -80,7 +75,7 @@ def quantise(
     """
     probe = calibration[0]
     expected = open_engine(graph, device="cpu").run(probe)
-    weights = external_file(graph)
+    weights = weights_file(graph)
     external = weights.exists()
     with tempfile.TemporaryDirectory(dir=graph.parent) as scratch:
         full = _quantise_all(graph, calibration, scratch=Path(scratch), external=external)

@@ -3,13 +3,14 @@ ONNX Runtime, TensorRT and torch may live beside it in one process."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fvit.engines.base import Engine, Memory, open_engine
+from fvit.engines.base import Engine, Memory, open_engine, weights_file
 from fvit.engines.tensorrt import PlanKey, TensorRTEngine, find_plan, plan_key
 from fvit.errors import FvitError
 from fvit.extras import require
@@ -85,8 +86,16 @@ class Gpu:
 
     def plan_key(self, graph: Path, bundle: Bundle, *, batch: int) -> PlanKey:
         """What a plan of this graph must be built for to run here."""
-        precision = bundle.manifest.precision
-        return plan_key(graph, gpu=self.name, capability=self.capability, precision=precision, batch=batch)
+        # The manifest's hashes were verified when the bundle was opened; weights may lie beside a graph.
+        files = bundle.manifest.files
+        parts = (files.get(file.name, "") for file in (graph, weights_file(graph)))
+        return plan_key(
+            gpu=self.name,
+            capability=self.capability,
+            precision=bundle.manifest.precision,
+            batch=batch,
+            graph=hashlib.sha256("".join(parts).encode()).hexdigest(),
+        )
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
         kind = np.dtype(dtype)

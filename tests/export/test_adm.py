@@ -265,6 +265,11 @@ def test_the_published_model_is_known_by_its_tensors(tmp_path: Path) -> None:
     [
         ("--num_head_chanels 16", "'num_head_chanels' is unknown"),
         ("num_heads 4", "write pairs"),
+        ("--num_heads '4", "No closing quotation"),
+        ("--image_size 16 --num_heads 5", "num_heads 5 does not divide the 64 channels"),
+        ("--image_size 16 --num_heads 0", "num_heads 0 does not divide"),
+        ("--image_size 16 --num_head_channels 48", "num_head_channels 48 does not divide"),
+        (f"{FLAGS} --attention_resolutions eight", "attention_resolutions eight, but the tensors show 8"),
         ("--num_heads four", "num_heads is a number, not 'four'"),
         ("--use_new_attention_order maybe", "true or false"),
         ("--noise_schedule quadratic", "linear or cosine"),

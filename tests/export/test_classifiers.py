@@ -59,6 +59,22 @@ def _maps(model: torch.nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]
         return model(images), caught
 
 
+def _differentiated(plain: Any, blocks: Any, pixels: Tensor) -> list[Tensor]:
+    """These blocks' attention maps of one image, with their gradients of its largest logit."""
+    caught: list[Tensor] = []
+
+    def keep(module: object, inputs: object, output: Tensor) -> None:
+        output.retain_grad()
+        caught.append(output)
+
+    for block in blocks:
+        block.attn.fused_attn = False
+        block.attn.attn_drop.register_forward_hook(keep)
+    logits = plain(pixels)
+    logits[0, logits[0].argmax()].backward()
+    return caught
+
+
 @pytest.mark.parametrize(
     ("family", "explanation"),
     [
@@ -111,20 +127,10 @@ def test_gradient_explanations_equal_the_papers_equations_by_autograd(family: st
     with torch.no_grad():
         _, found = explained(images)
     for image, attribution in zip(images, found, strict=True):
-        plain = _model(family)
-        caught: list[Tensor] = []
-
-        def keep(module: object, inputs: object, output: Tensor, caught: list[Tensor] = caught) -> None:
-            output.retain_grad()
-            caught.append(output)
-
-        for block in plain.blocks:  # type: ignore[union-attr]
-            block.attn.fused_attn = False
-            block.attn.attn_drop.register_forward_hook(keep)
-        logits = plain((image[None] - explained.mean) / explained.std)
-        logits[0, logits[0].argmax()].backward()
+        plain: Any = _model(family)
+        caught = _differentiated(plain, plain.blocks, (image[None] - explained.mean) / explained.std)
         products = [each.detach()[0] * each.grad[0] for each in caught]  # type: ignore[index]
-        prefix = int(plain.num_prefix_tokens)  # type: ignore[arg-type]
+        prefix = int(plain.num_prefix_tokens)
         rows = slice(prefix, None) if "avg" in str(plain.global_pool) else slice(0, 1)
         if explanation == "gradcam":
             relevance = products[-1].mean(dim=0).clamp(min=0)
@@ -149,16 +155,7 @@ def test_windows_of_the_last_stage_are_put_back_on_its_grid(family: str, explana
     for image, attribution in zip(images, found, strict=True):
         plain: Any = _model(family)
         block = plain.layers[-1].blocks[-1]
-        block.attn.fused_attn = False
-        caught: list[Tensor] = []
-
-        def keep(module: object, inputs: object, output: Tensor, caught: list[Tensor] = caught) -> None:
-            output.retain_grad()
-            caught.append(output)
-
-        block.attn.attn_drop.register_forward_hook(keep)
-        logits = plain((image[None] - explained.mean) / explained.std)
-        logits[0, logits[0].argmax()].backward()
+        caught = _differentiated(plain, [block], (image[None] - explained.mean) / explained.std)
         maps = caught[0].detach()
         if explanation == "gradcam":
             maps = maps * caught[0].grad  # type: ignore[operator]
