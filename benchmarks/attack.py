@@ -26,7 +26,8 @@ from fvit.demo.data import compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import OneShotDenoiser, load_diffusers
 from fvit.runtime.certificates import lost_tokens
-from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.loading import load
 from fvit.runtime.record import Certificate, top_tokens
 from fvit.runtime.smoother import Section, Smoother, Tally
 
@@ -76,13 +77,14 @@ class Adversary:
         for _ in range(effort.steps):
             delta.requires_grad_(True)
             noise = torch.randn((effort.copies, *clean.shape), generator=draw)
-            logits, attribution = self.classifier(
-                self.denoiser(clean + delta + sigma * noise, sigma, timestep)
-            )
+            # Only the direction matters here, and noise moves it more than bf16 does.
+            with torch.autocast("cpu", torch.bfloat16):
+                images = self.denoiser(clean + delta + sigma * noise, sigma, timestep)
+                logits, attribution = self.classifier(images)
             if target == "class":
-                loss = F.cross_entropy(logits, label)
+                loss = F.cross_entropy(logits.float(), label)
             else:
-                loss = (attribution * (1 - 2 * inside)).sum(dim=1).mean()
+                loss = (attribution.float() * (1 - 2 * inside)).sum(dim=1).mean()
             (gradient,) = torch.autograd.grad(loss, delta)
             with torch.no_grad():
                 delta = delta + 0.5 * radius * gradient / gradient.norm().clamp(min=1e-12)

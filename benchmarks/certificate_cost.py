@@ -24,8 +24,9 @@ from benchmarks.research_loop import ResearchLoop
 from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.export.denoisers import load_diffusers
-from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
+from fvit.runtime.loading import load
 
 SIGMA, K, N0, N, SAMPLED = 0.25, 10, 100, 10_000, 192
 

@@ -21,8 +21,9 @@ from benchmarks.keeping import RESULTS, publish, resumed
 from fvit.demo.data import compositions
 from fvit.extras import require
 from fvit.runtime.certificates import Aggregate, attention_radius, exact_radius
-from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
+from fvit.runtime.loading import load
 from fvit.runtime.record import Terms, attention_claim, decide
 from fvit.runtime.smoother import Section, Smoother, Tally
 

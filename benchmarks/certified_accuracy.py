@@ -24,7 +24,7 @@ from fvit.engines.base import open_engine
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.record import Terms, top_tokens
-from fvit.runtime.smoother import DenoisedClassifier, Floats, noisy_copies
+from fvit.runtime.smoother import DenoisedClassifier, Floats, Smoother, noisy_copies
 
 SEED = 77
 RADII = (0.0, 0.25, 0.5, 0.75)
@@ -69,14 +69,14 @@ def pipelines(bundle: Bundle) -> dict[str, FaithfulViT]:
     """The bundle's FViT with its denoiser and without it."""
     engines = (open_engine(bundle.denoiser, device="cpu"), open_engine(bundle.classifier, device="cpu"))
     manifest = bundle.manifest
-    return {
-        name: FaithfulViT(
-            bundle,
-            kind(*engines, schedule=manifest.schedule, image_size=manifest.image_size),
-            batch=32,
+
+    def smoothed(kind: type[DenoisedClassifier]) -> FaithfulViT:
+        pipeline = kind(*engines, schedule=manifest.schedule, image_size=manifest.image_size)
+        return FaithfulViT(
+            bundle, pipeline, device="cpu", batch=32, smoother=lambda batch: Smoother(pipeline, batch=batch)
         )
-        for name, kind in (("with", DenoisedClassifier), ("without", NoDenoiser))
-    }
+
+    return {"with": smoothed(DenoisedClassifier), "without": smoothed(NoDenoiser)}
 
 
 def clean_accuracy(vit: FaithfulViT, data: Compositions) -> float:

@@ -31,7 +31,7 @@ from fvit.export.bundles import export_demo
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import OneShotDenoiser, load_diffusers
 from fvit.extras import require
-from fvit.runtime.faithful import load
+from fvit.runtime.loading import load
 from fvit.runtime.smoother import Section, Tally
 
 SIGMA, K = 0.25, 10

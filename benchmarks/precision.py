@@ -17,7 +17,8 @@ from rich.progress import track
 
 from benchmarks.keeping import publish
 from fvit.demo.data import Compositions, compositions
-from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.loading import load
 from fvit.runtime.record import top_tokens
 from fvit.runtime.smoother import noisy_copies
 

@@ -25,7 +25,7 @@ from rich.progress import track
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from fvit.extras import require
-from fvit.runtime.faithful import load
+from fvit.runtime.loading import load
 from fvit.runtime.record import Terms
 
 POINTS: dict[str, tuple[int, ...]] = {

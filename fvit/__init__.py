@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fvit.errors import FvitError
-    from fvit.runtime.faithful import FaithfulViT, Prediction, load
+    from fvit.runtime.faithful import FaithfulViT, Prediction
+    from fvit.runtime.loading import load
     from fvit.runtime.record import Certificate
 
 __all__ = ["Certificate", "FaithfulViT", "FvitError", "Prediction", "load"]
@@ -21,7 +22,7 @@ _HOMES = {
     "FaithfulViT": "fvit.runtime.faithful",
     "FvitError": "fvit.errors",
     "Prediction": "fvit.runtime.faithful",
-    "load": "fvit.runtime.faithful",
+    "load": "fvit.runtime.loading",
 }
 
 

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class FvitError(Exception):
     """Bad input or a broken environment, said in one line; commands print it without a traceback."""
+
+
+class OutOfMemory(FvitError):
+    """A device has no memory left for what was asked of it; half as much at once may still fit."""

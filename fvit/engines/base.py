@@ -38,6 +38,10 @@ class Memory:
         return Memory(self.pointer + rows.start * row, shape, self.dtype, self.owner)
 
 
+PLANS = "engines"
+"""The folder of a bundle that holds what was built from its graphs for one GPU."""
+
+
 def weights_file(graph: Path) -> Path:
     """Where the weights of an ONNX graph lie that are too large for its own file."""
     return graph.with_name(graph.name + ".data")
@@ -50,6 +54,8 @@ class Engine(ABC):
     device: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    capturable = False
+    """Whether a bound call only puts work on the stream, so that a CUDA graph can hold it."""
 
     @abstractmethod
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -63,17 +69,18 @@ class Engine(ABC):
         """A call that executes the graph on arrays that lie on the engine's device already.
 
         memory: every input and output by name; those with dimensions all have one number of rows, a
-        multiple of the graph's fixed batch where it has one.
+        multiple of the graph's fixed batch where it has one. The call raises OutOfMemory where the device
+        has too little memory for it.
         """
 
 
-def open_engine(graph: Path, *, device: str, stream: int | None = None) -> Engine:
-    """An engine for this ONNX graph on `device`: "cpu" or "cuda:N".
+def open_engine(graph: Path, *, device: str, precision: str = "fp32", stream: int | None = None) -> Engine:
+    """An engine for this ONNX graph on `device`: "cpu", "cuda:N", or "ort-tensorrt:N" for ONNX Runtime's
+    TensorRT provider.
 
-    stream: address of the CUDA stream to work on; the engine's own unless told.
-
-    Raises FvitError for a device that is unknown or that this installation cannot use.
+    precision: what the graph computes in. stream: address of the CUDA stream to work on; the engine's own
+    unless told. Raises FvitError for a device that is unknown or that this installation cannot use.
     """
     from fvit.engines.onnxruntime import OnnxRuntimeEngine
 
-    return OnnxRuntimeEngine(graph, device=device, stream=stream)
+    return OnnxRuntimeEngine(graph, device=device, precision=precision, stream=stream)

@@ -1,4 +1,4 @@
-"""ONNX Runtime: the CPU, and CUDA where onnxruntime-gpu is installed."""
+"""ONNX Runtime: the CPU, and where onnxruntime-gpu is installed its CUDA and TensorRT providers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import Engine, Memory, Tensor
-from fvit.errors import FvitError
+from fvit.engines.base import PLANS, Engine, Memory, Tensor
+from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 
 DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64}
 
+NO_MEMORY = re.compile(r"out of memory|failed to allocate|ALLOC_FAILED", re.IGNORECASE)
 
 ROWS = 8
 """Rows of a batch that one CPU core works on at a time. Cores that each run their own rows were
@@ -28,12 +29,14 @@ fixed number of rows keeps results independent of how many cores there are."""
 class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an onnxruntime session.
 
-    Raises FvitError where the device is unknown or no provider for it is installed.
+    Raises FvitError where the device is unknown, or no provider for it is installed or can be loaded.
     """
 
     name = "onnxruntime"
 
-    def __init__(self, graph: Path, *, device: str, stream: int | None = None) -> None:
+    def __init__(
+        self, graph: Path, *, device: str, precision: str = "fp32", stream: int | None = None
+    ) -> None:
         runtime = require("onnxruntime", extra=None, purpose="running a bundle")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
@@ -41,9 +44,13 @@ class OnnxRuntimeEngine(Engine):
         if device == "cpu":
             options.intra_op_num_threads = 1
             self._cores = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fvit-cpu")
-        self._session = runtime.InferenceSession(
-            graph, options, providers=_providers(runtime, device, stream)
-        )
+        providers = _providers(runtime, graph, device=device, precision=precision, stream=stream)
+        self._session = runtime.InferenceSession(graph, options, providers=providers)
+        wanted, served = providers[0][0], self._session.get_providers()
+        if wanted not in served:  # ONNX Runtime goes on without a provider whose libraries are missing
+            raise FvitError(
+                f"device {device}: ONNX Runtime cannot load its {wanted}; what it lacks is printed above"
+            )
         self.device = device
         self.inputs = tuple(map(_tensor, self._session.get_inputs()))
         self.outputs = tuple(map(_tensor, self._session.get_outputs()))
@@ -73,7 +80,8 @@ class OnnxRuntimeEngine(Engine):
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         rows = memory[self._batched[0]].shape[0]
         portion = self._fixed or rows
-        kind, _, index = self.device.partition(":")
+        kind, _, index = self.device.rpartition(":")
+        there, number = ("cuda", int(index)) if kind else ("cpu", 0)
         bindings = []
         for first in range(0, rows, portion):
             binding = self._session.io_binding()
@@ -82,12 +90,24 @@ class OnnxRuntimeEngine(Engine):
                     part = memory[tensor.name]
                     if tensor.shape:
                         part = part.rows(range(first, first + portion))
-                    bind(tensor.name, kind, int(index or 0), part.dtype.type, part.shape, part.pointer)
+                    bind(
+                        tensor.name,
+                        there,
+                        number,
+                        part.dtype.type,
+                        part.shape,
+                        part.pointer,
+                    )
             bindings.append(binding)
 
         def execute() -> None:
             for binding in bindings:
-                self._session.run_with_iobinding(binding)
+                try:
+                    self._session.run_with_iobinding(binding)
+                except Exception as error:  # ONNX Runtime's own types tell causes apart in words alone
+                    if NO_MEMORY.search(str(error)) is None:
+                        raise
+                    raise OutOfMemory(f"{self.device}: {error}") from error
 
         return execute
 
@@ -98,22 +118,41 @@ class OnnxRuntimeEngine(Engine):
         return {name: np.resize(values, (self._fixed, *values.shape[1:])) for name, values in rows.items()}
 
 
-def _providers(runtime: Any, device: str, stream: int | None) -> list[Any]:
+def _providers(
+    runtime: Any, graph: Path, *, device: str, precision: str, stream: int | None
+) -> list[tuple[str, dict[str, str]]]:
+    """The provider of the device first, then those that take what it leaves."""
+    cpu: list[tuple[str, dict[str, str]]] = [("CPUExecutionProvider", {})]
     if device == "cpu":
-        return ["CPUExecutionProvider"]
-    cuda = re.fullmatch(r"cuda:(\d+)", device)
-    if cuda is None:
+        return cpu
+    kind, _, index = device.partition(":")
+    if kind not in ("cuda", "ort-tensorrt") or not index.isdecimal():
         raise FvitError(f"unknown device '{device}': use cpu, or cuda:0 for the first GPU")
-    if "CUDAExecutionProvider" not in runtime.get_available_providers():
+    wanted = "CUDAExecutionProvider" if kind == "cuda" else "TensorrtExecutionProvider"
+    if wanted not in runtime.get_available_providers():
         raise FvitError(
             f"device {device} needs ONNX Runtime's CUDA build instead of the CPU one: run  "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install --no-deps onnxruntime-gpu"
         )
-    # TF32 would round the products of an fp32 graph to ten bits; who wants speed exports fp16.
-    options: dict[str, Any] = {"device_id": int(cuda[1]), "use_tf32": "0"}
+    if hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # finds CUDA and cuDNN where pip has put them
+    here = {"device_id": index}
     if stream is not None:
-        options["user_compute_stream"] = str(stream)
-    return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
+        here["user_compute_stream"] = str(stream)
+    # TF32 would round the products of an fp32 graph to ten bits; who wants speed exports fp16.
+    cuda = [("CUDAExecutionProvider", {**here, "use_tf32": "0"}), *cpu]
+    if kind == "cuda":
+        return cuda
+    kept = str(graph.parent / PLANS)
+    options = {
+        "trt_fp16_enable": str(precision == "fp16"),
+        "trt_int8_enable": str(precision == "int8"),
+        "trt_engine_cache_enable": "True",
+        "trt_engine_cache_path": kept,
+        "trt_timing_cache_enable": "True",
+        "trt_timing_cache_path": kept,
+    }
+    return [("TensorrtExecutionProvider", {**here, **options}), *cuda]
 
 
 def _tensor(node: Any) -> Tensor:

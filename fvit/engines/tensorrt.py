@@ -10,20 +10,17 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import Engine, Memory, Tensor
+from fvit.engines.base import PLANS, Engine, Memory, Tensor
 from fvit.engines.opsets import convert
-from fvit.errors import FvitError
+from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
-
-PLANS = "engines"
-"""The folder of a bundle that holds plans and the timing cache."""
 
 TIMINGS = "timing.cache"
 
@@ -68,6 +65,16 @@ def find_plan(bundle: Path, graph: Path, key: PlanKey) -> Path:
         f"{bundle} has no TensorRT plan for {key.gpu}, TensorRT {key.tensorrt}, batch {key.batch}{instead}: "
         f"build it with  fvit-export engine {bundle} --batch {key.batch}"
     )
+
+
+def planned_batches(bundle: Path, graph: Path, key: PlanKey) -> set[int]:
+    """The batches for which the bundle has plans of this graph that are like `key` otherwise."""
+    found = set()
+    for plan in (bundle / PLANS).glob("*.plan"):
+        said = re.search(r"-b(\d+)-", plan.name)
+        if said and plan == replace(key, batch=int(said[1])).file(bundle, graph):
+            found.add(int(said[1]))
+    return found
 
 
 def build_plan(
@@ -135,6 +142,7 @@ class TensorRTEngine(Engine):
     """
 
     name = "tensorrt"
+    capturable = True
 
     def __init__(self, plan: Path, *, device: str, stream: int) -> None:
         trt = _tensorrt()
@@ -143,6 +151,10 @@ class TensorRTEngine(Engine):
         if self._plan is None:
             raise FvitError(f"{plan} cannot be loaded: build it again with  fvit-export engine")
         self._context = self._plan.create_execution_context()
+        if self._context is None:
+            raise OutOfMemory(
+                f"{device} has no memory for {plan.name}: free some, or build plans for a smaller --batch"
+            )
         self._stream = stream
         self.device = device
         tensors: dict[bool, list[Tensor]] = {True: [], False: []}

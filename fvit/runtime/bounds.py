@@ -60,6 +60,11 @@ class LogWealth:
         self.copies += times
         self.logarithms += times * np.log1p(self.BETS[:, None] * copy)
 
+    def merge(self, other: LogWealth) -> None:
+        """Add what was kept of further copies."""
+        self.copies += other.copies
+        self.logarithms += other.logarithms
+
     def bounds(self, *, alpha: float) -> tuple[Floats, Floats]:
         """(lower, upper) [variables], each one-sided at level alpha, valid at every n at once."""
 

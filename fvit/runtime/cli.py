@@ -17,9 +17,10 @@ from rich.text import Text
 from fvit import commands
 from fvit.errors import FvitError
 from fvit.extras import require
-from fvit.runtime.faithful import FaithfulViT, load
+from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture, find_images
 from fvit.runtime.journal import NAME, Journal
+from fvit.runtime.loading import Batch, load
 from fvit.runtime.record import Certificate, Terms
 from fvit.runtime.replay import read_records, replay
 
@@ -54,8 +55,12 @@ def fvit_certify(
         Aggregates, typer.Option(help="Smooth top-k votes or attributions.")
     ] = Aggregates.vote,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    batch: Annotated[int, typer.Option(help="Copies a run of the engine takes.")] = 32,
-    device: Annotated[str, typer.Option(help="cpu, cuda:0, tensorrt:0 or auto.")] = "cpu",
+    batch: Annotated[
+        str, typer.Option(help="Copies a run of the engine takes; auto measures which is the fastest.")
+    ] = "32",
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
+    ] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
     replay_file: Annotated[
         Path | None,
@@ -69,7 +74,7 @@ def fvit_certify(
     """
     if out is not None:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
-    vit = load(bundle, device=device, batch=batch)
+    vit = load(bundle, device=device, batch=_batch(batch))
     for reason in vit.passed_over:
         console.print(f"[dim]not on {reason}[/]", highlight=False, soft_wrap=True)
     if replay_file is not None:
@@ -77,7 +82,7 @@ def fvit_certify(
         return
     terms = Terms(
         sigma=sigma, n0=n0, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, aggregate=aggregate.value,
-        seed=seed, radius=radius, batch=batch,
+        seed=seed, radius=radius, batch=vit.batch,
     )  # fmt: skip
     vit.check(terms)
     run = Run(vit, terms, find_images(images), Journal(out) if out else None)
@@ -87,6 +92,14 @@ def fvit_certify(
         run.report()
     if run.failed:
         raise typer.Exit(1)
+
+
+def _batch(said: str) -> Batch:
+    if said == "auto":
+        return "auto"
+    if not said.lstrip("-").isdecimal():
+        raise FvitError(f"batch = {said}: give a number of copies, or auto")
+    return int(said)
 
 
 @dataclass

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import Engine, open_engine
 from fvit.errors import FvitError
-from fvit.runtime.bundle import Bundle, open_bundle
+from fvit.runtime.bundle import Bundle
 from fvit.runtime.certificates import Aggregate, leads_clearly
-from fvit.runtime.device import Device, DeviceSmoother
 from fvit.runtime.images import ImageLike, Picture, read_image
 from fvit.runtime.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
-from fvit.runtime.schedule import Schedule
-from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally
+from fvit.runtime.smoother import CopyCounter, DenoisedClassifier, Section, Tally
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +33,8 @@ class Prediction:
 class FaithfulViT:
     """A vision transformer smoothed by denoised diffusion. Safe to share between threads.
 
-    batch: copies that one run of the engine takes; part of what makes results reproducible. smoother:
-    makes what runs batches of a given size; on the host, unless told.
+    device: where the pipeline runs, as records name it. batch: copies that one run of the engine takes.
+    smoother: makes what counts copies in batches of a given size.
     """
 
     def __init__(
@@ -46,8 +42,9 @@ class FaithfulViT:
         bundle: Bundle,
         pipeline: DenoisedClassifier,
         *,
+        device: str,
         batch: int,
-        smoother: Callable[[int], Smoother | DeviceSmoother] | None = None,
+        smoother: Callable[[int], CopyCounter],
     ) -> None:
         self.bundle, self.pipeline, self.batch = bundle, pipeline, batch
         self.passed_over: tuple[str, ...] = ()
@@ -56,8 +53,9 @@ class FaithfulViT:
             raise FvitError(
                 f"{bundle.folder}: graph and manifest disagree on classes or tokens: export it again"
             )
-        self.engine = {"name": pipeline.engine, "device": pipeline.device, "precision": manifest.precision}
-        self._smoother_of = smoother or (lambda batch: Smoother(pipeline, batch=batch))
+        self.engine = {"name": pipeline.engine, "device": device, "precision": manifest.precision}
+        # A device's smoother holds its memory: one of another size is kept, not made for every call.
+        self._smoother_of = lru_cache(maxsize=4)(smoother)
         self._smoother = self._smoother_of(batch)
 
     def predict(
@@ -212,54 +210,3 @@ class FaithfulViT:
             bundle=self.bundle.digest,
             seconds=round(seconds, 3),
         )
-
-
-def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: int = 32) -> FaithfulViT:
-    """Open and verify a bundle and put its graphs on a device.
-
-    device: "cpu"; "tensorrt:N", the plans that were built for GPU N; "cuda:N", ONNX Runtime there; or
-    "auto", the first of tensorrt:0, cuda:0 and cpu that works (the result's `passed_over` says why not
-    the others). batch: copies a run of the engine takes. Raises FvitError where the bundle is missing
-    or damaged, or the device cannot be used.
-    """
-    opened = open_bundle(bundle)
-    passed_over: list[str] = []
-    for choice in ("tensorrt:0", "cuda:0") if device == "auto" else ():
-        try:
-            vit = _load_on(opened, device=choice, batch=batch)
-        except FvitError as reason:
-            passed_over.append(f"{choice}: {reason}")
-        else:
-            vit.passed_over = tuple(passed_over)
-            return vit
-    vit = _load_on(opened, device="cpu" if device == "auto" else device, batch=batch)
-    vit.passed_over = tuple(passed_over)
-    return vit
-
-
-def _load_on(bundle: Bundle, *, device: str, batch: int) -> FaithfulViT:
-    kind, _, number = device.partition(":")
-    if device != "cpu" and not (kind in ("cuda", "tensorrt") and number.isdecimal()):
-        raise FvitError(f"unknown device '{device}': use cpu, cuda:0 or tensorrt:0 (the first GPU), or auto")
-    manifest, gpu = bundle.manifest, None
-    graphs = (bundle.denoiser, bundle.classifier)
-    if device == "cpu":
-        denoiser, classifier = (open_engine(graph, device=device) for graph in graphs)
-    else:
-        from fvit.runtime.gpu import Gpu
-
-        gpu = Gpu(int(number))
-        denoiser, classifier = gpu.engines(bundle, device=device, batch=batch)
-    pipeline = DenoisedClassifier(
-        denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size
-    )
-    if gpu is None:
-        return FaithfulViT(bundle, pipeline, batch=batch)
-    smoother = partial(_on_device, gpu, denoiser, classifier, manifest.schedule)
-    return FaithfulViT(bundle, pipeline, batch=batch, smoother=smoother)
-
-
-def _on_device(
-    device: Device, denoiser: Engine, classifier: Engine, schedule: Schedule, batch: int
-) -> DeviceSmoother:
-    return DeviceSmoother(device, denoiser, classifier, schedule=schedule, batch=batch)

@@ -4,6 +4,8 @@ ONNX Runtime, TensorRT and torch may live beside it in one process."""
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fvit.engines.base import Engine, Memory, open_engine, weights_file
-from fvit.engines.tensorrt import PlanKey, TensorRTEngine, find_plan, plan_key
-from fvit.errors import FvitError
+from fvit.engines.tensorrt import PlanKey, TensorRTEngine, find_plan, plan_key, planned_batches
+from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 from fvit.runtime.bundle import Bundle
+from fvit.runtime.capture import CudaGraph
 from fvit.runtime.device import Accumulators
 from fvit.runtime.kernels import cache_folder, compiled
 
@@ -65,24 +68,32 @@ class Gpu:
         """The address of the stream, for engines that work on it."""
         return int(self._stream.handle)
 
-    def engines(self, bundle: Bundle, *, device: str, batch: int) -> tuple[Engine, Engine]:
+    def engines(self, bundle: Bundle, *, device: str, batch: int | None) -> tuple[Engine, Engine]:
         """The bundle's denoiser and classifier on this GPU and its stream: "tensorrt:N" takes the plans
-        that were built for it, "cuda:N" ONNX Runtime."""
-        denoiser, classifier = bundle.denoiser, bundle.classifier
+        that were built for it and this batch, "ort-tensorrt:N" and "cuda:N" ONNX Runtime."""
+
+        def opened(graph: Path) -> Engine:
+            if batch is None:
+                precision = bundle.manifest.precision
+                return open_engine(graph, device=device, precision=precision, stream=self.stream)
+            plan = find_plan(bundle.folder, graph, self.plan_key(graph, bundle, batch=batch))
+            return TensorRTEngine(plan, device=device, stream=self.stream)
+
         with self:
-            if device.startswith("cuda"):
-                return (
-                    open_engine(denoiser, device=device, stream=self.stream),
-                    open_engine(classifier, device=device, stream=self.stream),
-                )
-            plans = [
-                find_plan(bundle.folder, graph, self.plan_key(graph, bundle, batch=batch))
-                for graph in (denoiser, classifier)
-            ]
-            return (
-                TensorRTEngine(plans[0], device=device, stream=self.stream),
-                TensorRTEngine(plans[1], device=device, stream=self.stream),
+            return opened(bundle.denoiser), opened(bundle.classifier)
+
+    def largest_batch(self, bundle: Bundle) -> int:
+        """The largest batch for which both graphs have plans here. Raises FvitError where none has."""
+        graphs = (bundle.denoiser, bundle.classifier)
+        found = [
+            planned_batches(bundle.folder, graph, self.plan_key(graph, bundle, batch=0)) for graph in graphs
+        ]
+        if not (both := found[0] & found[1]):
+            raise FvitError(
+                f"{bundle.folder} has no TensorRT plans for {self.name}: build them with  "
+                f"fvit-export engine {bundle.folder}"
             )
+        return max(both)
 
     def plan_key(self, graph: Path, bundle: Bundle, *, batch: int) -> PlanKey:
         """What a plan of this graph must be built for to run here."""
@@ -101,7 +112,11 @@ class Gpu:
         kind = np.dtype(dtype)
         with self:
             # An empty array still needs an address.
-            owner = self._driver.mem_alloc(max(1, kind.itemsize * int(np.prod(shape))))
+            size = max(1, kind.itemsize * int(np.prod(shape)))
+            try:
+                owner = self._driver.mem_alloc(size)
+            except self._driver.MemoryError as error:
+                raise OutOfMemory(f"{self.name} has no {size / 1e6:,.0f} MB left") from error
         return Memory(int(owner), shape, kind, owner)
 
     def upload(self, memory: Memory, values: NDArray[Any]) -> None:
@@ -118,6 +133,22 @@ class Gpu:
                 self._driver.memcpy_dtoh_async(values, memory.pointer, self._stream)
                 self._stream.synchronize()
         return values
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        with self:
+            work()  # what an engine sets up on its first run cannot be captured
+            self._stream.synchronize()
+            try:
+                graph = CudaGraph(work, stream=self.stream)
+            except OutOfMemory:
+                raise
+            except FvitError:
+                return work
+        return partial(self._launch_graph, graph)
+
+    def _launch_graph(self, graph: CudaGraph) -> None:
+        with self:
+            graph.launch()
 
     def draw(
         self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -44,7 +45,7 @@ class Journal:
             same = (record["image"], record["sha256"], record["bundle"])
             return (
                 same == (picture.name, picture.sha256, bundle)
-                and terms_of(record, batch=terms.batch) == terms
+                and dataclasses.replace(terms_of(record), batch=terms.batch) == terms
             )
 
         return next(filter(matches, self.records), None)
@@ -69,7 +70,7 @@ def parsed(line: str, *, file: Path, number: int) -> dict[str, Any]:
     """One line of a journal. Raises FvitError where it is no record."""
     try:
         record = dict(json.loads(line))
-        terms_of(record, batch=1)
+        terms_of(record)
         record["image"], record["sha256"], record["bundle"]
     except (ValueError, KeyError, TypeError) as error:
         raise FvitError(f"{file}, line {number} is no record of fvit-certify") from error

@@ -323,12 +323,14 @@ class Certificate:
                 "class": self.decision.class_,
                 "attention": self.decision.attention,
                 "answer": self.decision.answer,
+                "batch": terms.batch,
             }
         return record
 
 
-def terms_of(record: dict[str, Any], *, batch: int) -> Terms:
+def terms_of(record: dict[str, Any]) -> Terms:
     """The terms that a record was made on. Raises KeyError where it is no record."""
+    decision = record.get("decision", {"radius": None})
     explanations = record.get("explanations", [record["attention"]])
     return Terms(
         sigma=record["sigma"],
@@ -339,8 +341,8 @@ def terms_of(record: dict[str, Any], *, batch: int) -> Terms:
         beta=record["attention"]["beta"],
         aggregate=record["attention"]["aggregate"],
         seed=record["seed"],
-        radius=record["decision"]["radius"] if "decision" in record else None,
-        batch=batch,
+        radius=decision["radius"],
+        batch=decision.get("batch", Terms.batch),
     )
 
 

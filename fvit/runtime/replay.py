@@ -48,7 +48,7 @@ def replay(vit: FaithfulViT, record: dict[str, Any], picture: Picture) -> Replay
     """
     if picture.sha256 != record["sha256"]:
         raise FvitError(f"{picture.name} is not the image of the record: its SHA-256 differs")
-    terms = terms_of(record, batch=vit.batch)
+    terms = terms_of(record)
     vit.check(terms)
     found = next(vit.certify_many([picture], terms)).to_dict()
     of_class, again = record["class"], found["class"]

@@ -33,6 +33,31 @@ class Pipeline(Protocol):
         """noisy [B,3,H,W] in [0,1] units, noise σ included -> logits [B,C], attribution [B,N]."""
 
 
+class CopyCounter(Protocol):
+    """What counts noisy copies: on the host, on a device, on several."""
+
+    @property
+    def batch(self) -> int:
+        """Copies that one run of the networks takes."""
+
+    @property
+    def rows(self) -> int:
+        """How many of them fit at once."""
+
+    def run(
+        self,
+        sections: Iterable[Section],
+        *,
+        sigma: float,
+        seed: int,
+        on_copies: Callable[[int], Any] = ...,
+    ) -> Iterator[Section]:
+        """Count every copy of every section; yield each section when it is complete, in order.
+
+        on_copies is called with the number of copies counted since its last call.
+        """
+
+
 class DenoisedClassifier:
     """The pipeline of a bundle: its denoiser engine, then its classifier engine."""
 
@@ -42,7 +67,7 @@ class DenoisedClassifier:
         self.image_size = image_size
         self.schedule = schedule
         self._denoiser, self._classifier = denoiser, classifier
-        self.engine, self.device = classifier.name, classifier.device
+        self.engine = classifier.name
         shapes = {tensor.name: tensor.shape for tensor in classifier.outputs}
         classes, tokens = shapes["logits"][1], shapes["attribution"][1]
         if classes is None or tokens is None:
@@ -109,6 +134,19 @@ class Tally:
             self.squares += copy * copy
         self.wealth.add(exact)
 
+    def empty(self) -> Tally:
+        """A tally of the same kind that has counted nothing."""
+        return Tally(self.classes, self.tokens, self.sizes)
+
+    def merge(self, other: Tally) -> None:
+        """Add what another tally counted of other copies of the same image."""
+        self.copies += other.copies
+        self.counts += other.counts
+        self.votes += other.votes
+        self.sums += other.sums
+        self.squares += other.squares
+        self.wealth.merge(other.wealth)
+
 
 @dataclass(frozen=True, eq=False)
 class Section:
@@ -132,7 +170,7 @@ class Smoother:
     def __init__(self, pipeline: Pipeline, *, batch: int) -> None:
         if batch < 1:
             raise FvitError(f"batch = {batch}: a batch holds at least one copy")
-        self.pipeline, self.batch = pipeline, batch
+        self.pipeline, self.batch, self.rows = pipeline, batch, batch
 
     def run(
         self,
@@ -148,7 +186,7 @@ class Smoother:
         copies counted since its last call.
         """
         with ThreadPoolExecutor(1, thread_name_prefix="fvit-noise") as drawer:
-            planned = batches(sections, self.batch)
+            planned = batches(((section, section.copies) for section in sections), self.batch)
             drawn = drawer.submit(self._next, planned, sigma=sigma, seed=seed)
             while (current := drawn.result()) is not None:
                 drawn = drawer.submit(self._next, planned, sigma=sigma, seed=seed)
@@ -183,17 +221,16 @@ def noisy_copies(pixels: Floats, copies: range, *, sigma: float, seed: int) -> F
     return drawn.reshape(len(copies), *pixels.shape)
 
 
-def batches(sections: Iterable[Section], size: int) -> Iterator[Batch]:
-    """Cut the sections into batches of `size` copies; only the last one may be smaller."""
+def batches(stretches: Iterable[tuple[Section, range]], size: int) -> Iterator[Batch]:
+    """Cut stretches of copies into batches of `size` copies; only the last one may be smaller."""
     batch: Batch = []
     room = size
-    for section in sections:
-        start = section.copies.start
-        while start < section.copies.stop:
-            stop = min(section.copies.stop, start + room)
-            batch.append((section, range(start, stop)))
-            room -= stop - start
-            start = stop
+    for section, copies in stretches:
+        rest = copies
+        while rest:
+            taken, rest = rest[:room], rest[room:]
+            batch.append((section, taken))
+            room -= len(taken)
             if room == 0:
                 yield batch
                 batch, room = [], size

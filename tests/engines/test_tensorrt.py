@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fvit.engines.tensorrt import PlanKey, find_plan, plan_key
+from fvit.engines.tensorrt import PlanKey, find_plan, plan_key, planned_batches
 from fvit.errors import FvitError
 from fvit.extras import MissingExtra
 
@@ -38,6 +38,17 @@ def test_a_plan_that_fits_is_found_and_any_other_is_refused_with_the_command(tmp
     other = dataclasses.replace(KEY, tensorrt="10.9.0", batch=32)
     with pytest.raises(FvitError, match=rf"only {built.name}: build it with .* --batch 32"):
         find_plan(tmp_path, GRAPH, other)
+
+
+def test_the_batches_that_plans_are_there_for_are_found(tmp_path: Path) -> None:
+    plans = [dataclasses.replace(KEY, batch=batch).file(tmp_path, GRAPH) for batch in (8, 128)]
+    plans += [dataclasses.replace(KEY, batch=256, **other).file(tmp_path, GRAPH)
+              for other in ({"gpu": "NVIDIA H200"}, {"precision": "int8"}, {"graph": "f" * 64})]  # fmt: skip
+    plans.append(dataclasses.replace(KEY, batch=512).file(tmp_path, Path("denoiser.onnx")))
+    plans[0].parent.mkdir()
+    for plan in plans:
+        plan.write_bytes(b"plan")
+    assert planned_batches(tmp_path, GRAPH, KEY) == {8, 128}
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="tensorrt is installed")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import fvit
-from fvit.errors import FvitError
+from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.smoother import Tally, noisy_copies
 
 
@@ -80,6 +80,96 @@ def test_a_certificate_equals_the_cpus(
         assert set(one.attention.tokens) == set(other.attention.tokens)
         assert other.class_.radius_l2 == pytest.approx(one.class_.radius_l2, abs=0.01)
         assert other.attention.radius_l2 == pytest.approx(one.attention.radius_l2, abs=0.02)
+
+
+def test_what_does_not_fit_is_out_of_memory(device: Any) -> None:
+    with pytest.raises(OutOfMemory, match="MB left"):
+        device.allocate((10**6, 10**7), np.float32)
+
+
+def test_out_of_memory_halves_the_rows_and_changes_no_copy(
+    on_gpu: fvit.FaithfulViT, samples: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fvit.runtime.gpu import Gpu
+
+    expected = on_gpu.certify(samples[0], n=200)
+    allocate = Gpu.allocate
+
+    def scarce(self: Gpu, shape: tuple[int, ...], dtype: Any) -> Any:
+        if len(shape) == 4 and shape[0] > 10:
+            raise OutOfMemory("full")
+        return allocate(self, shape, dtype)
+
+    monkeypatch.setattr(Gpu, "allocate", scarce)
+    squeezed = fvit.load(on_gpu.bundle.folder, device="cuda:0")
+    found = squeezed.certify(samples[0], n=200)
+    assert squeezed._smoother.rows == 8
+    assert found.copies_drawn == expected.copies_drawn
+    assert abs(found.class_.count - expected.class_.count) <= 1
+    assert set(found.attention.tokens) == set(expected.attention.tokens)
+
+
+def test_no_copy_of_an_image_reaches_the_host(
+    on_gpu: fvit.FaithfulViT, samples: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fvit.runtime.gpu import Gpu
+
+    down: list[int] = []
+    download = Gpu.download
+
+    def noted(self: Gpu, memory: Any) -> Any:
+        found = download(self, memory)
+        down.append(found.nbytes)
+        return found
+
+    monkeypatch.setattr(Gpu, "download", noted)
+    transfers = []
+    for n in (200, 2000):
+        on_gpu.certify(samples[0], n=n)
+        transfers.append(list(down))
+        down.clear()
+    assert transfers[0] == transfers[1]
+    assert max(transfers[0]) < on_gpu.read(samples[0]).pixels.nbytes
+
+
+def test_a_captured_graph_does_its_work_each_time_it_is_launched(device: Any) -> None:
+    pixels = np.random.default_rng(1).random((3, 16, 16), np.float32)
+    noisy, there = (
+        device.allocate((4, *pixels.shape), np.float32),
+        device.allocate(pixels.shape, np.float32),
+    )
+    launch = device.captured(
+        lambda: device.draw(noisy, row=0, pixels=there, copies=range(4), sigma=0.5, seed=3)
+    )
+    for brightness in (0.0, 0.5):
+        device.upload(there, pixels * np.float32(brightness))
+        launch()
+        drawn = noisy_copies(pixels * np.float32(brightness), range(4), sigma=0.5, seed=3)
+        assert np.abs(device.download(noisy) - drawn).max() <= 2e-6
+
+
+def test_onnxruntimes_tensorrt_provider_equals_the_cpu(
+    vit: fvit.FaithfulViT, demo_bundle: Path, samples: list[Path]
+) -> None:
+    try:
+        there = fvit.load(demo_bundle, device="ort-tensorrt:0")
+    except FvitError as error:
+        pytest.skip(f"needs ONNX Runtime's TensorRT provider ({error})")
+    noisy = noisy_copies(vit.read(samples[0]).pixels, range(32), sigma=0.25, seed=0)
+    for one, other in zip(vit.pipeline(noisy, sigma=0.25), there.pipeline(noisy, sigma=0.25), strict=True):
+        assert np.abs(one - other).max() <= 1e-4 * np.abs(one).max()
+
+
+def test_two_gpus_claim_what_one_claims(on_gpu: fvit.FaithfulViT, samples: list[Path]) -> None:
+    import pycuda.driver as driver
+
+    if driver.Device.count() < 2:
+        pytest.skip("needs two GPUs")
+    one, both = on_gpu, fvit.load(on_gpu.bundle.folder, device="cuda:0,1")
+    for sample in samples[:3]:
+        expected, found = (each.certify(sample, n=500) for each in (one, both))
+        assert found.class_ == expected.class_
+        assert np.array_equal(found.attention.smoothed, expected.attention.smoothed)
 
 
 def test_a_gpu_that_is_not_there_is_one_clear_line(demo_bundle: Path) -> None:

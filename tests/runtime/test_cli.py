@@ -222,7 +222,7 @@ def test_a_decision_says_how_many_copies_it_took(
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path)
     decision: dict[str, object] = record["decision"]  # type: ignore[assignment]
-    assert list(decision) == ["radius", "class", "attention", "answer"]
+    assert list(decision) == ["radius", "class", "attention", "answer", "batch"]
     assert decision["answer"] in ("certified", "not certified", "undecided")
     assert str(decision["answer"]) in done.stdout
     assert decision["answer"] == "undecided" or int(str(record["copies_drawn"])) < 420

@@ -2,7 +2,7 @@
 for the host does the counting, and ONNX Runtime is bound to the same addresses."""
 
 import ctypes
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import DTypeLike, NDArray
 
 import fvit
 from fvit.engines.base import Memory, open_engine
-from fvit.errors import FvitError
+from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.device import Accumulators, DeviceSmoother
 from fvit.runtime.smoother import Section, Smoother, Tally, noisy_copies
 from tests.runtime.conftest import pointer
@@ -39,6 +39,9 @@ class HostDevice:
         found: NDArray[np.generic] = memory.owner.copy()
         return found
 
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        return work
+
     def draw(
         self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
     ) -> None:
@@ -64,11 +67,16 @@ def device(host_kernels: ctypes.CDLL) -> HostDevice:
     return HostDevice(host_kernels)
 
 
-def _on_device(vit: fvit.FaithfulViT, device: HostDevice) -> fvit.FaithfulViT:
+def _on_device(
+    vit: fvit.FaithfulViT, device: HostDevice, *, capturable: tuple[bool, bool] = (False, False)
+) -> fvit.FaithfulViT:
     engines = [open_engine(graph, device="cpu") for graph in (vit.bundle.denoiser, vit.bundle.classifier)]
+    for engine, can in zip(engines, capturable, strict=True):
+        engine.capturable = can
     return fvit.FaithfulViT(
         vit.bundle,
         vit.pipeline,
+        device="cpu",
         batch=BATCH,
         smoother=lambda batch: DeviceSmoother(device, *engines, schedule=vit.pipeline.schedule, batch=batch),
     )
@@ -140,19 +148,97 @@ def test_values_that_are_not_finite_are_refused(
         _on_device(vit, Broken(host_kernels)).certify(samples[0], n0=8, n=24)
 
 
-def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> None:
-    """Without PyCUDA it names the package, with it and no GPU the driver's reason; never a traceback."""
-    with pytest.raises(FvitError, match="pycuda|GPU"):
-        fvit.load(demo_bundle, device="cuda:99")
-    with pytest.raises(FvitError, match="tensorrt|pycuda|GPU"):
-        fvit.load(demo_bundle, device="tensorrt:99")
-    with pytest.raises(FvitError, match="use cpu, cuda:0"):
-        fvit.load(demo_bundle, device="tpu")
+class Recorded(HostDevice):
+    """Notes every transfer between host and device, and what is captured."""
+
+    def __init__(self, kernels: ctypes.CDLL) -> None:
+        super().__init__(kernels)
+        self.transfers: list[tuple[str, int]] = []
+        self.captures = 0
+
+    def upload(self, memory: Memory, values: NDArray[np.generic]) -> None:
+        self.transfers.append(("up", memory.owner.nbytes))
+        super().upload(memory, values)
+
+    def download(self, memory: Memory) -> NDArray[np.generic]:
+        self.transfers.append(("down", memory.owner.nbytes))
+        return super().download(memory)
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.captures += 1
+        return work
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
-def test_auto_takes_the_cpu_and_says_why_not_the_others(demo_bundle: Path) -> None:
-    vit = fvit.load(demo_bundle, device="auto")
-    assert vit.engine["device"] == "cpu"
-    assert [reason.partition(":0: ")[0] for reason in vit.passed_over] == ["tensorrt", "cuda"]
-    assert all("pycuda" in reason for reason in vit.passed_over)
+def test_what_crosses_to_the_host_does_not_grow_with_the_copies(
+    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path]
+) -> None:
+    """One image up, the counts down; no copy of the image ever."""
+    seen = []
+    for n in (24, 240):
+        device = Recorded(host_kernels)
+        _on_device(vit, device).certify(samples[0], n0=8, n=n, alpha=0.1)
+        seen.append(device.transfers)
+    assert seen[0] == seen[1]
+    image = vit.read(samples[0]).pixels.nbytes
+    assert [size for way, size in seen[0] if way == "up"].count(image) == 1
+    assert all(size < image for way, size in seen[0] if way == "down")
+
+
+def test_networks_are_captured_once_and_only_where_every_engine_allows_it(
+    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path]
+) -> None:
+    for capturable, captures in ((True, 1), (False, 0)):
+        device = Recorded(host_kernels)
+        there = _on_device(vit, device, capturable=(True, capturable))
+        for _ in range(2):
+            there.certify(samples[0], n0=8, n=40, alpha=0.1)
+        assert device.captures == captures
+
+
+class Small(HostDevice):
+    """Has memory for so many rows of noisy copies, and for fewer once the networks run."""
+
+    def __init__(self, kernels: ctypes.CDLL, *, rows: int, rows_that_run: int) -> None:
+        super().__init__(kernels)
+        self.most, self.rows_that_run, self.placed = rows, rows_that_run, 0
+
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+        if len(shape) == 4 and shape[0] > self.most:
+            raise OutOfMemory("the device is full")
+        if len(shape) == 4:
+            self.placed = shape[0]
+        return super().allocate(shape, dtype)
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        calls = 0
+
+        def limited() -> None:
+            nonlocal calls
+            calls += 1
+            if self.placed > self.rows_that_run and calls > 1:
+                raise OutOfMemory("the device is full")
+            work()
+
+        return limited
+
+
+@pytest.mark.parametrize(("rows", "rows_that_run"), [(8, 8), (4, 4), (8, 4), (4, 2), (3, 1)])
+def test_out_of_memory_halves_the_rows_and_changes_no_copy(
+    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path], rows: int, rows_that_run: int
+) -> None:
+    """Where the copies are drawn, and again in the middle of a run."""
+    host = fvit.load(vit.bundle.folder, batch=BATCH)
+    there = _on_device(
+        vit, Small(host_kernels, rows=rows, rows_that_run=rows_that_run), capturable=(True, True)
+    )
+    one, other = (each.certify(samples[0], n0=12, n=61, alpha=0.05) for each in (host, there))
+    assert there._smoother.rows <= min(rows, rows_that_run)
+    assert one.copies_drawn == other.copies_drawn
+    assert one.class_.count == other.class_.count
+    assert np.array_equal(one.attention.tokens, other.attention.tokens)
+    assert np.allclose(one.attention.smoothed, other.attention.smoothed)
+
+
+def test_a_device_without_room_for_one_row_says_so(vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL) -> None:
+    with pytest.raises(OutOfMemory, match="no memory for 1 copies"):
+        _on_device(vit, Small(host_kernels, rows=0, rows_that_run=0))

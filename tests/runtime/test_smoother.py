@@ -191,7 +191,7 @@ def test_memory_does_not_grow_with_the_number_of_copies() -> None:
     """100,000 copies take the memory of 1,000 (DESIGN section 1: accumulators, nothing else)."""
     peaks = []
     for copies in (1000, 100_000):
-        smoother, tally = Smoother(LinearModel(np.ones(48, np.float32), 0.0), batch=500), Tally(2, 2, (1,))
+        smoother, tally = Smoother(LinearModel(np.ones(48, np.float32), 0.0), batch=100), Tally(2, 2, (1,))
         tracemalloc.start()
         for _ in smoother.run([Section(_pixels(0), range(copies), tally)], sigma=0.5, seed=0):
             pass

@@ -1,0 +1,67 @@
+"""Which batch is the fastest where this bundle runs: measured once, and remembered."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from fvit.errors import FvitError, OutOfMemory
+
+SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
+WORTH = 1.03
+"""A larger batch has to be this much faster: it costs memory, and a decision pauses less often."""
+
+
+def fastest_batch(seconds: Callable[[int], float]) -> int:
+    """The smallest batch that is nearly as fast as any.
+
+    seconds: the time of one copy at a batch size; raises OutOfMemory where a batch does not fit. Sizes grow
+    until one does not fit, or two in turn gain nothing. Raises OutOfMemory where none fits.
+    """
+    rates: dict[int, float] = {}
+    for size in SIZES:
+        try:
+            rates[size] = 1 / seconds(size)
+        except OutOfMemory:
+            if not rates:
+                raise
+            break
+        if len(rates) > 2 and max(list(rates.values())[-2:]) < WORTH * max(list(rates.values())[:-2]):
+            break
+    return next(size for size, rate in rates.items() if WORTH * rate >= max(rates.values()))
+
+
+def time_of_copy(run: Callable[[int], object], size: int) -> float:
+    """Seconds a copy at this batch size, the best of three; run counts that many copies."""
+    copies = max(size, 64)
+    run(size)  # allocates, chooses algorithms
+    taken = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run(copies)
+        taken.append(time.perf_counter() - start)
+    return min(taken) / copies
+
+
+def remembered(file: Path, key: str, find: Callable[[], int]) -> int:
+    """What `file` holds for key, or what `find` finds, which it holds from then on.
+
+    Raises FvitError where the file cannot be written.
+    """
+    try:
+        known: dict[str, int] = json.loads(file.read_text())
+    except (OSError, ValueError):
+        known = {}
+    if key in known:
+        return known[key]
+    found = find()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        made = file.with_suffix(".new")
+        made.write_text(json.dumps(known | {key: found}, indent=1) + "\n")
+        made.replace(file)
+    except OSError as error:
+        raise FvitError(f"cannot write {file}: {error.strerror}; give --batch a number") from error
+    return found

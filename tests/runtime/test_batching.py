@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from fvit.errors import FvitError, OutOfMemory
+from fvit.runtime.batching import fastest_batch, remembered
+
+
+def _seconds(rates: dict[int, float], asked: list[int] | None = None):  # type: ignore[no-untyped-def]
+    def seconds(size: int) -> float:
+        if asked is not None:
+            asked.append(size)
+        if size not in rates:
+            raise OutOfMemory(f"{size} do not fit")
+        return 1 / rates[size]
+
+    return seconds
+
+
+@pytest.mark.parametrize(
+    ("rates", "best"),
+    [
+        ({8: 100, 16: 150, 32: 200, 64: 260, 128: 300}, 128),  # 256 does not fit
+        ({8: 100, 16: 150, 32: 196, 64: 199, 128: 200, 256: 201}, 32),  # what more gains is not worth it
+        ({8: 100, 16: 90, 32: 130, 64: 131, 128: 131}, 32),  # one slow size does not end the search
+        ({8: 100}, 8),
+    ],
+)
+def test_the_smallest_batch_that_is_nearly_the_fastest_is_chosen(rates: dict[int, float], best: int) -> None:
+    assert fastest_batch(_seconds(rates)) == best
+
+
+def test_the_search_ends_where_two_sizes_gain_nothing() -> None:
+    asked: list[int] = []
+    fastest_batch(_seconds(dict.fromkeys((8, 16, 32, 64, 128, 256, 512, 1024), 100.0), asked))
+    assert asked == [8, 16, 32]
+
+
+def test_a_device_that_holds_no_batch_says_so() -> None:
+    with pytest.raises(OutOfMemory, match="8 do not fit"):
+        fastest_batch(_seconds({}))
+
+
+def test_what_was_found_is_kept_for_its_key_alone(tmp_path: Path) -> None:
+    file = tmp_path / "cache" / "batches.json"
+    assert remembered(file, "one", lambda: 32) == 32
+    assert remembered(file, "two", lambda: 64) == 64
+    assert [remembered(file, key, lambda: 0) for key in ("one", "two")] == [32, 64]
+
+
+def test_a_damaged_memory_is_measured_anew(tmp_path: Path) -> None:
+    file = tmp_path / "batches.json"
+    file.write_text('{"one": 3')
+    assert remembered(file, "one", lambda: 16) == 16
+    assert remembered(file, "one", lambda: 0) == 16
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(FvitError, match="give --batch a number"):
+        remembered(tmp_path / "cache" / "batches.json", "one", lambda: 16)
