@@ -1,11 +1,15 @@
-"""How long does a batch take, on one device, engine by engine and precision by precision?
+"""How long does a batch take, engine by engine and precision by precision, and how long a certificate?
 
-    python benchmarks/latency.py [--device cpu|cuda:0] [--batch 1 --batch 32 ...] [--json FILE]
+    python benchmarks/latency.py [--engine cpu|cuda:0|ort-tensorrt:0|tensorrt:0]... [--model demo]
 
-The embedded model: denoiser, classifier and whole pipeline (noise, denoiser, classifier, counting), as
-torch eager, torch.compile and ONNX Runtime run them, in one run on one device. Percentiles are over repeated
-batches; a time ends when the device is done. The ratio is to torch eager in the same precision, or in fp32
-where torch has no such precision (int8). fp16 is measured on a GPU only.
+Denoiser, classifier and whole pipeline (noise, denoiser, classifier, counting) as torch eager, torch.compile
+and our engines run them, in one run on one device. A time is the wall clock until the device is done, which
+is what a user waits for; on a GPU eight batches go in a row, as in a certificate, and their time is shared
+out. The ratio is to torch eager in the same precision, or in fp32 where torch has no such precision (int8).
+fp16 is measured on a GPU only.
+
+Where torch and TensorRT live in different environments, run once with torch and --bundles DIR, and once
+more with --no-torch, the same --bundles DIR and --against the first run's JSON: one table comes out.
 """
 
 from __future__ import annotations
@@ -13,161 +17,242 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 import typer
-from rich.progress import track
-from torch import Tensor
+from numpy.typing import NDArray
+from rich.console import Console
 
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
-from fvit.demo import models
-from fvit.demo.data import compositions
-from fvit.export.bundles import export_demo
-from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import OneShotDenoiser, load_diffusers
+from fvit.errors import FvitError
 from fvit.extras import require
+from fvit.runtime.bundle import open_bundle
+from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.loading import load
 from fvit.runtime.smoother import Section, Tally
 
-SIGMA, K = 0.25, 10
-SIZE = (64, 64)
-Stages = dict[str, Callable[[], object]]
+SIGMA, K, N0 = 0.25, 10, 100
+NAMES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "ort-tensorrt": "ort-tensorrt", "tensorrt": "tensorrt"}
+WORKSPACE = 4 << 30
+console = Console(stderr=True)
+Pixels = NDArray[np.float32]
 
 
-def torch_stages(pixels: Tensor, *, half: bool, compiled: bool, batch: int) -> Stages:
-    """The exported modules in torch, on the device that the pixels lie on."""
-    diffusion = load_diffusers(models.DENOISER)
-    denoiser = OneShotDenoiser(diffusion, image_size=SIZE, output_size=SIZE)
-    classifier = ExplainedClassifier(models.load_classifier())
-    denoiser.to(pixels.device)
-    classifier.to(pixels.device)
-    if half:
-        denoiser.halve()
-        classifier.halve()
-    denoise: Callable[..., Tensor] = torch.compile(denoiser) if compiled else denoiser
-    classify: Callable[..., Any] = torch.compile(classifier) if compiled else classifier
-    level = torch.tensor(SIGMA, device=pixels.device)
-    timestep = torch.tensor(diffusion.schedule.timestep(SIGMA), device=pixels.device)
-    noisy = pixels + SIGMA * torch.randn(batch, *pixels.shape, device=pixels.device)
-    with torch.no_grad():
-        images = denoise(noisy, level, timestep).clone()
-
-    def finished(run: Callable[[], object]) -> Callable[[], object]:
-        def timed() -> None:
-            with torch.no_grad():
-                run()
-            if pixels.is_cuda:
-                torch.cuda.synchronize(pixels.device)
-
-        return timed
-
-    def whole() -> None:
-        drawn = pixels + SIGMA * torch.randn(batch, *pixels.shape, device=pixels.device)
-        logits, attribution = classify(denoise(drawn, level, timestep))
-        logits.argmax(1).bincount(minlength=logits.shape[1]).tolist()
-        attribution.topk(K, dim=1).indices.flatten().bincount(minlength=attribution.shape[1]).tolist()
-
-    return {
-        "denoiser": finished(lambda: denoise(noisy, level, timestep)),
-        "classifier": finished(lambda: classify(images)),
-        "pipeline": finished(whole),
-    }
+Stages = Mapping[str, Callable[[int], object]]
 
 
-def our_stages(bundle: Path, pixels: np.ndarray[Any, Any], *, device: str, batch: int) -> Stages:
-    """The bundle on an engine. On a GPU only the whole pipeline keeps its data there, so only it is
-    comparable and measured."""
-    vit = load(bundle, device=device, batch=batch)
-    smoother = vit._smoother
+@dataclass(frozen=True)
+class Way:
+    """Something that runs the pipeline at one batch: a call for each stage, which runs so many batches and
+    waits for the device; and the device memory that it holds, where that is known."""
 
-    def whole() -> None:
+    name: str
+    precision: str
+    batch: int
+    stages: Stages
+    megabytes: Callable[[], float | None]
+
+
+def torch_ways(
+    model: str, *, device: str, batches: list[int], precisions: list[str], compiled: bool
+) -> Iterator[Way]:
+    from benchmarks.contenders import TorchModel
+
+    for name in ["torch-eager", *(["torch-compile"] if compiled else [])]:
+        for precision in precisions:
+            half, compile_it = precision == "fp16", name == "torch-compile"
+            run = TorchModel(model, device=device, half=half, compiled=compile_it)
+            for batch in batches:
+                yield Way(name, precision, batch, run.stages(batch=batch, k=K), run.megabytes)
+
+
+def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> Iterator[Way]:
+    for precision, bundle in bundles.items():
+        for batch in batches:
+            before = free_megabytes(engine)
+            try:
+                vit = placed(bundle, engine=engine, batch=batch)
+            except FvitError as error:
+                console.print(f"{engine}, {precision}, batch {batch} left out: {error}", soft_wrap=True)
+                continue
+
+            def taken(before: float | None = before) -> float | None:
+                now = free_megabytes(engine)
+                return None if before is None or now is None else before - now
+
+            yield Way(
+                NAMES[engine.partition(":")[0]], precision, batch, our_stages(vit, engine=engine), taken
+            )
+
+
+def placed(bundle: Path, *, engine: str, batch: int) -> FaithfulViT:
+    """The bundle on an engine; plans that are missing are built."""
+    if engine.startswith("tensorrt:"):
+        from fvit.runtime.gpu import Gpu
+
+        Gpu(int(engine.partition(":")[2])).build_plans(open_bundle(bundle), batch=batch, workspace=WORKSPACE)
+    return load(bundle, device=engine, batch=batch)
+
+
+def our_stages(vit: FaithfulViT, *, engine: str) -> Stages:
+    pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
+    counter = vit._smoother
+
+    def pipeline(times: int) -> None:
         tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (K,))
-        for _ in smoother.run([Section(pixels, range(batch), tally)], sigma=SIGMA, seed=0):
+        section = Section(pixels, range(times * vit.batch), tally)
+        for _ in counter.run([section], sigma=SIGMA, seed=0):
             pass
 
-    if device != "cpu":
-        return {"pipeline": whole}
-    noisy = np.repeat(pixels[None], batch, axis=0)
-    return {
-        "denoiser": lambda: vit.pipeline.denoise(noisy, sigma=SIGMA),
-        "classifier": lambda: vit.pipeline.classify(noisy),
-        "pipeline": whole,
-    }
+    if engine == "cpu":
+        noisy = np.repeat(pixels[None], vit.batch, axis=0)
+        images = vit.pipeline.denoise(noisy, sigma=SIGMA)
+        return {
+            "denoiser": lambda times: [vit.pipeline.denoise(noisy, sigma=SIGMA) for _ in range(times)],
+            "classifier": lambda times: [vit.pipeline.classify(images) for _ in range(times)],
+            "pipeline": pipeline,
+        }
+    from fvit.runtime.device import DeviceSmoother
+    from fvit.runtime.gpu import Gpu
+
+    assert isinstance(counter, DeviceSmoother)
+    assert isinstance(counter.device, Gpu)
+    gpu, memory = counter.device, counter._memory
+
+    def bound(part: int) -> Callable[[int], object]:
+        work = counter._engines[part].bind(memory)
+        launch = gpu.captured(work) if counter._engines[part].capturable else work
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                launch()
+            gpu.download(memory["sigma"])  # waits for the stream
+
+        return run
+
+    pipeline(1)  # puts something in every input
+    return {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}
 
 
-def milliseconds(run: Callable[[], object], *, repeats: int) -> np.ndarray[Any, Any]:
+def free_megabytes(engine: str) -> float | None:
+    """Device memory that nobody holds; None on a CPU."""
+    if engine == "cpu":
+        return None
+    from fvit.runtime.gpu import Gpu
+
+    return Gpu(int(engine.partition(":")[2])).free_bytes() / 1e6
+
+
+def milliseconds(run: Callable[[int], object], *, repeats: int, in_a_row: int) -> NDArray[np.float64]:
+    """Of one batch, `repeats` times."""
     for _ in range(3):  # compiles, allocates, chooses algorithms
-        run()
+        run(1)
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
-        run()
-        taken.append(1e3 * (time.perf_counter() - start))
+        run(in_a_row)
+        taken.append(1e3 * (time.perf_counter() - start) / in_a_row)
     return np.array(taken)
 
 
-def ways(
-    pixels: np.ndarray[Any, Any], *, device: str, batch: int, bundles: dict[str, Path], compiled: bool
-) -> Iterator[tuple[str, str, Stages]]:
-    """(name, precision, stages), torch eager first."""
-    there = torch.from_numpy(pixels).to(device)
-    kinds = [("torch-eager", False), ("torch-compile", True)] if compiled else [("torch-eager", False)]
-    for name, compile_it in kinds:
-        for precision in ("fp32", "fp16") if there.is_cuda else ("fp32",):
-            half = precision == "fp16"
-            yield name, precision, torch_stages(there, half=half, compiled=compile_it, batch=batch)
-    for precision, bundle in bundles.items():
-        yield "onnxruntime", precision, our_stages(bundle, pixels, device=device, batch=batch)
-
-
-def measure(*, device: str, batches: list[int], repeats: int, compiled: bool, folder: Path) -> list[Any]:
-    on_gpu = device != "cpu"
-    bundles = {}
-    for precision in ("fp32", "fp16", "int8") if on_gpu else ("fp32", "int8"):
-        bundles[precision] = folder / precision
-        export_demo(bundles[precision], precision=precision)
-    image = compositions(1, seed=83, split="held-out").images[0]
-    pixels = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / np.float32(255)
-    rows: list[dict[str, Any]] = []
-    eager: dict[tuple[str, str, int], float] = {}
-    for batch in track(batches, "batch sizes"):
-        found = ways(pixels, device=device, batch=batch, bundles=bundles, compiled=compiled)
-        for name, precision, stages in found:
-            for stage, run in stages.items():
-                taken = milliseconds(run, repeats=repeats)
-                p50, p95, p99 = (float(value) for value in np.quantile(taken, [0.5, 0.95, 0.99]))
-                if name == "torch-eager":
-                    eager[precision, stage, batch] = p50
-                known = eager.get((precision, stage, batch), eager["fp32", stage, batch])
-                rows.append(
-                    {
-                        "name": name, "precision": precision, "stage": stage, "batch": batch,
-                        "copies_per_second": 1e3 * batch / p50, "p50_ms": p50, "p95_ms": p95,
-                        "p99_ms": p99, "ratio_to_torch_eager": known / p50,
-                    }
-                )  # fmt: skip
+def measured(way: Way, *, repeats: int, in_a_row: int) -> list[dict[str, Any]]:
+    """A row for each stage."""
+    rows = []
+    for stage, run in way.stages.items():
+        taken = milliseconds(run, repeats=repeats, in_a_row=in_a_row)
+        p50, p95, p99 = (float(value) for value in np.quantile(taken, [0.5, 0.95, 0.99]))
+        rows.append(
+            {
+                "name": way.name, "precision": way.precision, "stage": stage, "batch": way.batch,
+                "copies_per_second": 1e3 * way.batch / p50, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
+                "device_mb": way.megabytes() if stage == "pipeline" else None,
+            }
+        )  # fmt: skip
     return rows
+
+
+def compare(rows: list[dict[str, Any]], *, flops: float, peaks: dict[str, float]) -> None:
+    """Add to each row its ratio to torch eager, and to each pipeline its share of the peak."""
+    eager = {
+        (row["precision"], row["stage"], row["batch"]): row["p50_ms"]
+        for row in rows
+        if row["name"] == "torch-eager"
+    }
+    for row in rows:
+        at = (row["stage"], row["batch"])
+        known = eager.get((row["precision"], *at), eager.get(("fp32", *at)))
+        row["ratio_to_torch_eager"] = None if known is None else known / row["p50_ms"]
+        reached = row["copies_per_second"] * flops
+        known_peak = peaks.get(row["precision"]) if row["stage"] == "pipeline" else None
+        row["share_of_peak"] = None if known_peak is None else reached / known_peak
+
+
+def outside(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Per way: the share of the pipeline's time that is not the two networks' (noise, counting)."""
+    found = {}
+    for row in rows:
+        if row["stage"] == "pipeline":
+            same = ("name", "precision", "batch")
+            parts = [each["p50_ms"] for each in rows if all(each[key] == row[key] for key in same)]
+            words = f"{row['name']} {row['precision']}, batch {row['batch']}"
+            found[words] = 1 - (sum(parts) - row["p50_ms"]) / row["p50_ms"]
+    return found
+
+
+def certificates(
+    engine: str, *, sizes: list[int], bundles: dict[str, Path], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Seconds of whole certificates at the batch that was the fastest."""
+    found = []
+    name = NAMES[engine.partition(":")[0]]
+    for precision, bundle in bundles.items():
+        whole = [r for r in rows if (r["name"], r["precision"], r["stage"]) == (name, precision, "pipeline")]
+        if not whole:
+            continue
+        batch = max(whole, key=lambda row: row["copies_per_second"])["batch"]
+        vit = placed(bundle, engine=engine, batch=batch)
+        pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
+        vit.predict(pixels, n=batch)
+        for n in sizes:
+            start = time.perf_counter()
+            vit.certify(pixels, sigma=SIGMA, n0=N0, n=n, k=K)
+            seconds = time.perf_counter() - start
+            found.append({"name": name, "precision": precision, "batch": batch, "n": n, "seconds": seconds})
+    return found
 
 
 def markdown(result: dict[str, Any]) -> str:
     where = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines = [
-        f"{result['device']}; {where}; {result['repeats']} batches each.",
+        f"{result['device']}; {where}. Model: {result['model']}, {result['flops'] / 1e9:,.1f} GFLOP a copy; "
+        f"{result['repeats']} times each.",
         "",
-        "| stage | batch | way | precision | copies/s | p50 ms | p95 ms | p99 ms | × torch eager |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| stage | batch | way | precision | copies/s | p50 ms | p95 ms | p99 ms | × torch eager "
+        "| of the matrix peak | device MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(result["rows"], key=lambda row: (row["stage"], row["batch"])):
+        ratio, share, memory = row["ratio_to_torch_eager"], row["share_of_peak"], row["device_mb"]
         lines.append(
             f"| {row['stage']} | {row['batch']} | {row['name']} | {row['precision']} "
             f"| {row['copies_per_second']:,.0f} | {row['p50_ms']:.2f} | {row['p95_ms']:.2f} "
-            f"| {row['p99_ms']:.2f} | {row['ratio_to_torch_eager']:.2f} |"
+            f"| {row['p99_ms']:.2f} | {'' if ratio is None else f'{ratio:.2f}'} "
+            f"| {'' if share is None else f'{share:.0%}'} | {'' if memory is None else f'{memory:,.0f}'} |"
         )
+    peaks = ", ".join(f"{peak / 1e12:.2f} TFLOP/s in {kind}" for kind, peak in result["peaks"].items())
+    lines += ["", f"Peak of a large matrix product in torch: {peaks or 'not measured'}.", ""]
+    lines += ["| certificate of n copies | precision | batch | n | seconds |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {each['name']} | {each['precision']} | {each['batch']} | {each['n']:,} | {each['seconds']:.2f} |"
+        for each in result["certificates"]
+    ]
+    lines += ["", "Share of the pipeline's time outside the two networks (noise, counting), median:", ""]
+    lines += [f"- {words}: {share:.1%}" for words, share in outside(result["rows"]).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -191,27 +276,88 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     figure.savefig(file)
 
 
+def made_bundles(model: str, precisions: list[str], folder: Path) -> dict[str, Path]:
+    """The model's bundles by precision; those that are missing are exported, which needs torch."""
+    found = {precision: folder / precision for precision in precisions}
+    for precision, bundle in found.items():
+        if not bundle.exists():
+            from benchmarks.contenders import export
+
+            with console.status(f"exporting {model} in {precision}"):
+                export(model, bundle, precision=precision)
+    return found
+
+
+def device_name(engine: str) -> str:
+    if engine == "cpu":
+        return str(machine()["cpu"])
+    from fvit.runtime.gpu import Gpu
+
+    return Gpu(int(engine.partition(":")[2])).name
+
+
 def main(
-    device: Annotated[str, typer.Option(help="cpu, or cuda:0 for the first GPU.")] = "cpu",
+    engine: Annotated[
+        list[str] | None, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0; all on one device.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="demo, vit-b or vit-b-adm.")] = "demo",
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes.")] = None,
-    repeats: Annotated[int, typer.Option(help="Batches timed for each row.")] = 30,
+    n: Annotated[list[int] | None, typer.Option(help="Copies of the certificates that are timed.")] = None,
+    repeats: Annotated[int, typer.Option(help="Times that each is measured.")] = 30,
+    with_torch: Annotated[bool, typer.Option("--torch/--no-torch", help="Measure torch too.")] = True,
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
+    bundles: Annotated[
+        Path | None, typer.Option(help="Where the model's bundles are, or are to be kept.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Rows of an earlier run on this device to stand beside.")
+    ] = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows here instead of to benchmarks/results/.")
     ] = None,
 ) -> None:
-    where = torch.cuda.get_device_name(device) if device != "cpu" else str(machine()["cpu"])
-    batches = batch or ([1, 8, 32] if device == "cpu" else [1, 16, 64, 256])
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(
-            device=device, batches=batches, repeats=repeats, compiled=compiled, folder=Path(folder)
-        )
-    result = {"device": where, "machine": machine(), "repeats": repeats, "rows": rows}
+    engines = engine or ["cpu"]
+    on_cpu = engines == ["cpu"]
+    precisions = ["fp32", "int8"] if on_cpu else ["fp32", "fp16", "int8"]
+    batches = batch or ([1, 8, 32] if on_cpu else [1, 16, 64, 256])
+    result: dict[str, Any] = {
+        "device": device_name(engines[0]), "machine": machine(), "model": model, "repeats": repeats,
+        "flops": 0.0, "peaks": {}, "rows": [], "certificates": [],
+    }  # fmt: skip
+    if against is not None:
+        earlier = json.loads(against.read_text())
+        if (earlier["device"], earlier["model"]) != (result["device"], model):
+            raise typer.BadParameter(f"{against} is of {earlier['model']} on {earlier['device']}")
+        result = {**earlier, "machine": earlier["machine"] | result["machine"]}
+    rows: list[dict[str, Any]] = result["rows"]
+    in_a_row = 1 if on_cpu else 8
+    with tempfile.TemporaryDirectory() as scratch:
+        exported = made_bundles(model, precisions, bundles or Path(scratch))
+        ways: list[Iterator[Way]] = []
+        if with_torch:
+            from benchmarks.contenders import flops, peak
+
+            device = "cpu" if on_cpu else f"cuda:{engines[0].partition(':')[2]}"
+            kinds = [kind for kind in precisions if kind != "int8"]
+            result["flops"] = flops(model)
+            result["peaks"] = {kind: peak(device, half=kind == "fp16") for kind in kinds}
+            ways.append(
+                torch_ways(model, device=device, batches=batches, precisions=kinds, compiled=compiled)
+            )
+        ways += [our_ways(each, batches=batches, bundles=exported) for each in engines]
+        for way in (way for some in ways for way in some):
+            with console.status(f"{way.name} {way.precision}, batch {way.batch}"):
+                rows += measured(way, repeats=repeats, in_a_row=in_a_row)
+        for each in engines:
+            result["certificates"] += certificates(
+                each, sizes=n or ([100, 1000] if on_cpu else [100, 1000, 10_000]), bundles=exported, rows=rows
+            )
+    compare(rows, flops=result["flops"], peaks=result["peaks"])
     if json_file is not None:
         json_file.write_text(json.dumps(result, indent=1) + "\n")
         print(markdown(result))
         return
-    name = f"{where.replace(' ', '-').lower()}/latency"
+    name = f"{result['device'].replace(' ', '-').lower()}/latency-{model}"
     (RESULTS / name).parent.mkdir(parents=True, exist_ok=True)
     publish(name, result, markdown(result))
     plot(rows, RESULTS / f"{name}.png")

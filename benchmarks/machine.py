@@ -17,7 +17,7 @@ def machine() -> dict[str, str | int]:
         "cpu": names[0] if names else platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
     }
-    for package in ("torch", "onnxruntime", "numpy"):
+    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -23,10 +23,10 @@ import torch
 import typer
 from rich.progress import track
 
+from benchmarks.contenders import published_adm
 from fvit.errors import FvitError
-from fvit.export import adm
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import Diffusion, OneShotDenoiser
+from fvit.export.denoisers import OneShotDenoiser
 from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
 from fvit.export.graphs import export_graph
 
@@ -59,9 +59,7 @@ def export(model: str, explanation: str, precision: str, graph: Path) -> float:
     draw = torch.Generator().manual_seed(1)
     half = precision == "fp16"
     if model == ADM:
-        chosen, _ = adm.parse_flags(adm.PUBLISHED_FLAGS)
-        unet = adm.build_unet(adm.PUBLISHED, chosen)
-        diffusion = Diffusion(unet, adm.schedule("linear", steps=1000), prediction="epsilon", image_size=256)
+        diffusion = published_adm()
         denoiser = OneShotDenoiser(diffusion, image_size=(224, 224), output_size=(224, 224))
         inputs = {
             "noisy": torch.rand(2, 3, 224, 224, generator=draw),

@@ -19,19 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import timm
 import torch
 import typer
 from rich.progress import Progress
 
+from benchmarks.contenders import classifier, diffusion, export
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from benchmarks.research_loop import ResearchLoop
-from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.engines.base import open_engine
-from fvit.export.bundles import export_bundle
-from fvit.export.denoisers import load_diffusers
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.schedule import Schedule
@@ -42,15 +39,8 @@ Timed = Callable[[], Any]
 Stages = dict[str, Timed]
 
 
-def classifier(model: str) -> Any:
-    if model == "demo":
-        return models.load_classifier()
-    torch.manual_seed(0)
-    return timm.create_model("vit_base_patch16_224").eval()
-
-
 def torch_stages(model: str, pixels: np.ndarray[Any, Any], *, kind: str, copies: int) -> Stages:
-    loop = ResearchLoop(classifier(model), load_diffusers(models.DENOISER), autocast=kind == "torch-bf16")
+    loop = ResearchLoop(classifier(model), diffusion(model), autocast=kind == "torch-bf16")
     if kind == "torch-compile":
         loop.denoise, loop.classify = torch.compile(loop.denoise), torch.compile(loop.classify)
     image = torch.from_numpy(pixels)
@@ -105,13 +95,8 @@ def our_stages(bundle: Path, pixels: np.ndarray[Any, Any], *, copies: int) -> St
 
 def measure(model: str, *, rounds: int, copies: int, compiled: bool, folder: Path) -> list[dict[str, Any]]:
     """One row for each way and stage."""
-    diffusion = load_diffusers(models.DENOISER)
     for precision in ("fp32", "int8"):
-        export_bundle(
-            folder / precision, classifier=classifier(model), classifier_name=model,
-            labels=tuple(map(str, range(classifier(model).num_classes))), diffusion=diffusion,
-            denoiser_name="fvit-demo-unet", precision=precision,
-        )  # fmt: skip
+        export(model, folder / precision, precision=precision)
     image = compositions(1, seed=83, split="held-out").images[0]
     pixels = np.ascontiguousarray(image.transpose(2, 0, 1), np.float32) / np.float32(255)
     kinds = ["torch-eager", *(["torch-compile"] if compiled else []), "torch-bf16"]

@@ -111,7 +111,6 @@ def engine(
     verbose: Annotated[bool, typer.Option(help="Show the builder's log.")] = False,
 ) -> None:
     """Build TensorRT plans of a bundle for the GPU at hand, in the bundle's precision."""
-    from fvit.engines.tensorrt import build_plan
     from fvit.runtime.bundle import open_bundle
     from fvit.runtime.gpu import Gpu
 
@@ -120,18 +119,15 @@ def engine(
     if kind != "cuda" or not number.isdecimal():
         raise FvitError(f"unknown device '{device}': plans are built for a GPU, such as cuda:0")
     gpu = Gpu(int(number))
-    for graph in (opened.denoiser, opened.classifier):
-        plan = gpu.plan_key(graph, opened, batch=batch).file(opened.folder, graph)
-        if not plan.is_file():
-            with console.status(f"building {plan.name}"), gpu:
-                build_plan(
-                    graph,
-                    plan,
-                    precision=opened.manifest.precision,
-                    batch=batch,
-                    workspace=int(workspace * 1e9),
-                    verbose=verbose,
-                )
+    with console.status("") as status:
+        plans = gpu.build_plans(
+            opened,
+            batch=batch,
+            workspace=int(workspace * 1e9),
+            verbose=verbose,
+            on_build=lambda name: status.update(f"building {name}"),
+        )
+    for plan in plans:
         console.print(plan, soft_wrap=True)
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fvit.engines.base import Engine, Memory, open_engine, weights_file
-from fvit.engines.tensorrt import PlanKey, TensorRTEngine, find_plan, plan_key, planned_batches
+from fvit.engines.tensorrt import (
+    PlanKey,
+    TensorRTEngine,
+    build_plan,
+    find_plan,
+    plan_key,
+    planned_batches,
+)
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 from fvit.runtime.bundle import Bundle
@@ -82,6 +89,31 @@ class Gpu:
         with self:
             return opened(bundle.denoiser), opened(bundle.classifier)
 
+    def build_plans(
+        self,
+        bundle: Bundle,
+        *,
+        batch: int,
+        workspace: int,
+        verbose: bool = False,
+        on_build: Callable[[str], Any] = lambda name: None,
+    ) -> list[Path]:
+        """The bundle's TensorRT plans for this GPU and batch; what is missing is built, in the bundle's
+        precision. workspace: bytes that a layer may use. on_build is called with a plan's name before it is
+        built. Raises FvitError where one cannot be built."""
+        plans = []
+        for graph in (bundle.denoiser, bundle.classifier):
+            plan = self.plan_key(graph, bundle, batch=batch).file(bundle.folder, graph)
+            if not plan.is_file():
+                on_build(plan.name)
+                precision = bundle.manifest.precision
+                with self:
+                    build_plan(
+                        graph, plan, precision=precision, batch=batch, workspace=workspace, verbose=verbose
+                    )
+            plans.append(plan)
+        return plans
+
     def largest_batch(self, bundle: Bundle) -> int:
         """The largest batch for which both graphs have plans here. Raises FvitError where none has."""
         graphs = (bundle.denoiser, bundle.classifier)
@@ -107,6 +139,12 @@ class Gpu:
             batch=batch,
             graph=hashlib.sha256("".join(parts).encode()).hexdigest(),
         )
+
+    def free_bytes(self) -> int:
+        """Memory that nobody on this GPU holds."""
+        with self:
+            free, _ = self._driver.mem_get_info()
+        return int(free)
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
         kind = np.dtype(dtype)

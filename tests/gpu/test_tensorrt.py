@@ -17,14 +17,9 @@ pytest.importorskip("tensorrt")
 
 @pytest.fixture(scope="module")
 def planned(demo_bundle: Path) -> fvit.FaithfulViT:
-    from fvit.engines.tensorrt import build_plan
     from fvit.runtime.gpu import Gpu
 
-    gpu, opened = Gpu(0), open_bundle(demo_bundle)
-    for graph in (opened.denoiser, opened.classifier):
-        plan = gpu.plan_key(graph, opened, batch=BATCH).file(opened.folder, graph)
-        with gpu:
-            build_plan(graph, plan, precision="fp32", batch=BATCH, workspace=1 << 30)
+    Gpu(0).build_plans(open_bundle(demo_bundle), batch=BATCH, workspace=1 << 30)
     return fvit.load(demo_bundle, device="tensorrt:0", batch=BATCH)
 
 
@@ -43,6 +38,10 @@ def test_a_certificate_from_plans_equals_the_cpus(
     assert one.class_.index == other.class_.index
     assert set(one.attention.tokens) == set(other.attention.tokens)
     assert other.attention.radius_l2 == pytest.approx(one.attention.radius_l2, abs=0.02)
+
+
+def test_auto_takes_the_largest_batch_that_has_plans(planned: fvit.FaithfulViT) -> None:
+    assert fvit.load(planned.bundle.folder, device="tensorrt:0", batch="auto").batch == BATCH
 
 
 def test_a_batch_without_a_plan_is_refused(planned: fvit.FaithfulViT) -> None:
