@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,14 @@ value is an 8-bit float."""
 
 
 def convert(graph: Path, target: Path, *, opset: int) -> None:
-    """Write an ONNX graph again in an older opset, in the same precision, weights inside or beside it as
-    they were.
+    """Write an ONNX graph again in an older opset, in the same precision. Weights that lie beside the graph
+    are not read, so that they may be larger than 2 GB; they are copied to lie beside the target.
 
     Gelu, which opset 20 introduced, is written out through Erf or Tanh as its definition says; onnx's own
     converter does the rest. Raises FvitError where an operator has no older form.
     """
     onnx = require("onnx", extra="tensorrt", purpose="converting graphs for an older TensorRT")
-    model = onnx.load(graph)
+    model = onnx.load(graph, load_external_data=False)
     _write_out_gelu(onnx, model)
     # Domains that a quantiser declares and no operator uses would stop the converter.
     used = {node.domain for node in model.graph.node}
@@ -42,8 +43,11 @@ def convert(graph: Path, target: Path, *, opset: int) -> None:
                     f"{graph} cannot be written in opset {opset}: {node.op_type} knows no {attribute.name}"
                 )
             node.attribute.remove(attribute)
-    external = weights_file(graph).exists()
-    onnx.save(converted, target, save_as_external_data=external, location=weights_file(target).name)
+    target.write_bytes(converted.SerializeToString())
+    weights = weights_file(graph)
+    beside = target.with_name(weights.name)  # as the graph names it
+    if weights.exists() and not beside.exists():
+        shutil.copyfile(weights, beside)  # onnx refuses links
 
 
 def _write_out_gelu(onnx: Any, model: Any) -> None:

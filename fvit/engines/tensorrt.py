@@ -99,7 +99,8 @@ def build_plan(
         flags |= 1 << int(kinds.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
-    with tempfile.TemporaryDirectory() as folder:
+    plan.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=plan.parent) as folder:
         read = graph
         if major < 10:
             read = Path(folder) / graph.name
@@ -130,7 +131,6 @@ def build_plan(
             f"TensorRT {trt.__version__} cannot build {graph.name} at batch {batch}: "
             "what it said is above, or with --verbose"
         )
-    plan.parent.mkdir(parents=True, exist_ok=True)
     _write_whole(timings, bytes(config.get_timing_cache().serialize()))
     _write_whole(plan, bytes(built))
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import fvit
-from fvit.engines.base import open_engine
+from fvit.engines.base import open_engine, weights_file
 from fvit.engines.opsets import convert
 from fvit.errors import FvitError
 from fvit.export.graphs import export_graph
@@ -72,3 +72,14 @@ def test_an_operator_without_an_older_form_is_one_clear_line(tmp_path: Path) -> 
     with pytest.raises(FvitError, match="cannot be written in opset 17") as caught:
         convert(tmp_path / "g.onnx", tmp_path / "old.onnx", opset=OPSET)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_beside_a_graph_stay_beside_it(vit: fvit.FaithfulViT, tmp_path: Path) -> None:
+    """As graphs over 2 GB have them; the new graph finds them in its own folder."""
+    graph, converted = tmp_path / "classifier.onnx", tmp_path / "old" / "classifier.onnx"
+    whole = onnx.load(vit.bundle.classifier)
+    onnx.save(whole, graph, save_as_external_data=True, location=weights_file(graph).name)
+    converted.parent.mkdir()
+    convert(graph, converted, opset=OPSET)
+    assert converted.stat().st_size < weights_file(converted).stat().st_size / 5
+    _same(graph, converted, {"images": np.random.default_rng(0).random((3, 3, 64, 64), np.float32)})
