@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def build_plan(
 
 
 class TensorRTEngine(Engine):
-    """A plan on the GPU whose context was current when it was opened.
+    """A plan on one GPU. gpu: makes that GPU's context current while it is entered.
 
     One caller at a time: a plan's execution context holds the addresses that it works on.
     """
@@ -144,13 +145,15 @@ class TensorRTEngine(Engine):
     name = "tensorrt"
     capturable = True
 
-    def __init__(self, plan: Path, *, device: str, stream: int) -> None:
+    def __init__(self, plan: Path, *, device: str, gpu: AbstractContextManager[None], stream: int) -> None:
         trt = _tensorrt()
+        self._gpu = gpu
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
-        self._plan = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self._plan is None:
-            raise FvitError(f"{plan} cannot be loaded: build it again with  fvit-export engine")
-        self._context = self._plan.create_execution_context()
+        with gpu:
+            self._plan = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+            if self._plan is None:
+                raise FvitError(f"{plan} cannot be loaded: build it again with  fvit-export engine")
+            self._context = self._plan.create_execution_context()
         if self._context is None:
             raise OutOfMemory(
                 f"{device} has no memory for {plan.name}: free some, or build plans for a smaller --batch"
@@ -179,39 +182,45 @@ class TensorRTEngine(Engine):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Host arrays in and out, padded to the plan's batch: for checks, not for speed."""
-        driver = require("pycuda.driver", extra="tensorrt", purpose="running a plan")
         batched = [tensor for tensor in self.inputs if tensor.shape]
-        rows = len(feeds[batched[0].name])
-        batch = int(batched[0].shape[0] or 0)
-        results: dict[str, list[NDArray[Any]]] = {tensor.name: [] for tensor in self.outputs}
+        rows, batch = len(feeds[batched[0].name]), int(batched[0].shape[0] or 0)
+        results = []
         for first in range(0, rows, batch):
-            memory = {}
-            for tensor in (*self.inputs, *self.outputs):
-                shape = tuple(side or 0 for side in tensor.shape)
-                size = tensor.dtype.itemsize * int(np.prod(shape))
-                owner = driver.mem_alloc(size)
-                memory[tensor.name] = Memory(int(owner), shape, tensor.dtype, owner)
-            for tensor in self.inputs:
-                values = np.asarray(feeds[tensor.name], tensor.dtype)
-                if tensor.shape:
-                    values = np.resize(values[first : first + batch], memory[tensor.name].shape)
-                driver.memcpy_htod(memory[tensor.name].pointer, np.ascontiguousarray(values))
-            self.bind(memory)()
-            driver.Context.synchronize()
-            for tensor in self.outputs:
-                found: NDArray[Any] = np.empty(memory[tensor.name].shape, tensor.dtype)
-                driver.memcpy_dtoh(found, memory[tensor.name].pointer)
-                results[tensor.name].append(found)
-        return {name: np.concatenate(parts)[:rows] for name, parts in results.items()}
+            part = {tensor.name: feeds[tensor.name][first : first + batch] for tensor in batched}
+            with self._gpu:
+                results.append(self._run_one({**feeds, **part}))
+        return {name: np.concatenate([part[name] for part in results])[:rows] for name in results[0]}
+
+    def _run_one(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        driver = require("pycuda.driver", extra="tensorrt", purpose="running a plan")
+        memory = {}
+        for tensor in (*self.inputs, *self.outputs):
+            shape = tuple(side or 0 for side in tensor.shape)
+            owner = driver.mem_alloc(tensor.dtype.itemsize * int(np.prod(shape)))
+            memory[tensor.name] = Memory(int(owner), shape, tensor.dtype, owner)
+        for tensor in self.inputs:
+            values = np.asarray(feeds[tensor.name], tensor.dtype)
+            if tensor.shape:
+                values = np.resize(values, memory[tensor.name].shape)
+            driver.memcpy_htod(memory[tensor.name].pointer, np.ascontiguousarray(values))
+        self.bind(memory)()
+        driver.Context.synchronize()
+        results = {}
+        for tensor in self.outputs:
+            found: NDArray[Any] = np.empty(memory[tensor.name].shape, tensor.dtype)
+            driver.memcpy_dtoh(found, memory[tensor.name].pointer)
+            results[tensor.name] = found
+        return results
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
 
         def execute() -> None:
-            for name in names:
-                self._context.set_tensor_address(name, memory[name].pointer)
-            if not self._context.execute_async_v3(self._stream):
-                raise FvitError("TensorRT could not execute the plan: what it said is above")
+            with self._gpu:
+                for name in names:
+                    self._context.set_tensor_address(name, memory[name].pointer)
+                if not self._context.execute_async_v3(self._stream):
+                    raise FvitError("TensorRT could not execute the plan: what it said is above")
 
         return execute
 

@@ -33,7 +33,7 @@ class CudaGraph:
         self._call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
         self._call("cuGraphDestroy", graph)
         self._runnable = runnable
-        weakref.finalize(self, self._cuda.cuGraphExecDestroy, runnable)
+        weakref.finalize(self, self._cuda.cuGraphExecDestroy, runnable).atexit = False
 
     def launch(self) -> None:
         """Put the recorded work on the stream again."""

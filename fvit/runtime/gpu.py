@@ -4,6 +4,7 @@ ONNX Runtime, TensorRT and torch may live beside it in one process."""
 from __future__ import annotations
 
 import hashlib
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,19 @@ from fvit.runtime.device import Accumulators
 from fvit.runtime.kernels import cache_folder, compiled
 
 THREADS = 128
+
+
+class Allocation:
+    """Frees memory in its GPU's context, whichever thread drops it last: PyCUDA by itself frees only in the
+    thread that opened the context, and leaks elsewhere."""
+
+    def __init__(self, gpu: Gpu, held: Any) -> None:
+        weakref.finalize(self, _free, gpu, held).atexit = False  # the driver frees all when a process ends
+
+
+def _free(gpu: Gpu, held: Any) -> None:
+    with gpu:
+        held.free()
 
 
 class Gpu:
@@ -84,7 +98,7 @@ class Gpu:
                 precision = bundle.manifest.precision
                 return open_engine(graph, device=device, precision=precision, stream=self.stream)
             plan = find_plan(bundle.folder, graph, self.plan_key(graph, bundle, batch=batch))
-            return TensorRTEngine(plan, device=device, stream=self.stream)
+            return TensorRTEngine(plan, device=device, gpu=self, stream=self.stream)
 
         with self:
             return opened(bundle.denoiser), opened(bundle.classifier)
@@ -152,10 +166,10 @@ class Gpu:
             # An empty array still needs an address.
             size = max(1, kind.itemsize * int(np.prod(shape)))
             try:
-                owner = self._driver.mem_alloc(size)
+                held = self._driver.mem_alloc(size)
             except self._driver.MemoryError as error:
                 raise OutOfMemory(f"{self.name} has no {size / 1e6:,.0f} MB left") from error
-        return Memory(int(owner), shape, kind, owner)
+        return Memory(int(held), shape, kind, Allocation(self, held))
 
     def upload(self, memory: Memory, values: NDArray[Any]) -> None:
         if values.size:

@@ -87,6 +87,21 @@ def test_what_does_not_fit_is_out_of_memory(device: Any) -> None:
         device.allocate((10**6, 10**7), np.float32)
 
 
+def test_memory_that_another_thread_drops_is_freed(device: Any) -> None:
+    import threading
+
+    def borrow() -> None:
+        device.allocate((1 << 28,), np.uint8)
+
+    borrow()
+    before = device.free_bytes()
+    for _ in range(4):
+        thread = threading.Thread(target=borrow)
+        thread.start()
+        thread.join()
+    assert before - device.free_bytes() < 1 << 28
+
+
 def test_out_of_memory_halves_the_rows_and_changes_no_copy(
     on_gpu: fvit.FaithfulViT, samples: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
