@@ -111,7 +111,7 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
 
     kinds = list(done[0]["fixed"][str(FIXED[0])])
     decided = {}
-    for key in done[0]["decisions"]:
+    for key in (f"{name}/{aggregate}" for aggregate in AGGREGATES for name in RADII):
         outcomes = [image["decisions"][key] for image in done]
         copies = [outcome["copies"] for outcome in outcomes]
         pairs = [(outcome["answer"], outcome["fixed_n_answer"]) for outcome in outcomes]
@@ -121,6 +121,7 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
             "answers": {
                 answer: sum(a == answer for a, _ in pairs) for answer in sorted({a for a, _ in pairs})
             },
+            "same_answer": sum(a == f for a, f in pairs),
             "contradictions": sum(a != f and "undecided" not in (a, f) for a, f in pairs),
         }
     return {
@@ -132,7 +133,8 @@ def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        f"{result['images']} held-out images, σ = 0.25, k = 10, β = 0.8, α = 0.001, n0 = 100.",
+        f"{result['images']} held-out images, σ = 0.25, k = 10, β = 0.8, α = 0.001, n0 = 100, "
+        f"{result['precision']}.",
         "",
         "| median attention radius | " + " | ".join(f"n = {n:,}" for n in FIXED) + " |",
         "|---|" + "---|" * len(FIXED),
@@ -154,9 +156,10 @@ def markdown(result: dict[str, Any]) -> str:
     for key, row in result["decisions"].items():
         name, aggregate = key.split("/")
         answers = ", ".join(f"{count} {answer}" for answer, count in row["answers"].items())
+        agreement = f"{row['same_answer']} the same, {row['contradictions']} contradictions"
         lines.append(
             f"| {RADII[name]:g} ({name}), {aggregate} | {row['median_copies']:,.0f} "
-            f"| {row['p90_copies']:,.0f} | {answers} | {row['contradictions']} contradictions |"
+            f"| {row['p90_copies']:,.0f} | {answers} | {agreement} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -186,7 +189,7 @@ def main(
         lambda i: measure(vit, vit.read(data.images[i])),
         words="10,100 copies an image",
     )
-    result = {"bundle": vit.bundle.digest} | summary(done)
+    result = {"bundle": vit.bundle.digest, "precision": vit.bundle.manifest.precision} | summary(done)
     publish("certificates", result, markdown(result))
     plot(result, RESULTS / "certificates.png")
 
