@@ -31,6 +31,13 @@ FIXED = (100, 1000, 10_000)
 RADII = {"easy": 0.05, "typical": 0.2, "hard": 0.4}
 AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
 SEED = 79
+WORDS = {
+    "vote": "votes, certified",
+    "mean": "means, certified (betting bound)",
+    "mean, empirical Bernstein": "means, certified by empirical Bernstein instead",
+    "published": "means, published Rényi radius (plug-in, no confidence)",
+    "exact of estimate": "means, exact worst case of the estimate (plug-in)",
+}
 
 
 def terms(aggregate: Aggregate, *, n: int, batch: int, radius: float | None = None) -> Terms:
@@ -139,15 +146,9 @@ def markdown(result: dict[str, Any]) -> str:
         "| median attention radius | " + " | ".join(f"n = {n:,}" for n in FIXED) + " |",
         "|---|" + "---|" * len(FIXED),
     ]
-    names = {
-        "published": "published Rényi (plug-in, no confidence)",
-        "exact of estimate": "exact worst case of the estimated means (plug-in)",
-        "vote": "certified, vote",
-        "mean": "certified, mean (betting bound)",
-        "mean, empirical Bernstein": "the same copies, mean under empirical Bernstein",
-    }
-    for kind, by_n in result["median_radius"].items():
-        lines.append(f"| {names[kind]} | " + " | ".join(f"{value:.3f}" for value in by_n.values()) + " |")
+    for kind, words in WORDS.items():
+        by_n = result["median_radius"][kind]
+        lines.append(f"| {words} | " + " | ".join(f"{value:.3f}" for value in by_n.values()) + " |")
     lines += [
         "",
         "| decision at radius | copies, median | 90th percentile | answers | against fixed n = 10,000 |",
@@ -165,14 +166,16 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
-    figure = require("matplotlib.figure", extra="plots", purpose="the plot").Figure(figsize=(6, 4), dpi=150)
+    figure = require("matplotlib.figure", extra="plots", purpose="the plot").Figure(
+        figsize=(6, 4), dpi=150, layout="constrained"
+    )
     axes = figure.subplots()
-    for kind, by_n in result["median_radius"].items():
-        axes.plot(FIXED, list(by_n.values()), marker="o", label=kind)
+    for kind, words in WORDS.items():
+        axes.plot(FIXED, list(result["median_radius"][kind].values()), marker="o", label=words)
     axes.set_xscale("log")
     axes.set_xlabel("copies n")
     axes.set_ylabel("median attention radius")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=7)
     figure.savefig(file)
 
 
