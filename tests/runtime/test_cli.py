@@ -72,7 +72,11 @@ def test_a_record_cut_off_by_a_crash_is_done_again(
 def test_ctrl_c_keeps_what_is_done(demo_bundle: Path, samples: list[Path], tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from fvit.runtime.cli import main; main()", str(demo_bundle)]
     command += [*map(str, samples), "--n", "400", "--n0", "8", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A suite that a shell runs in the background inherits that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     file = tmp_path / "certificates.jsonl"
     while process.poll() is None and not (file.exists() and file.read_text()):
         try:
