@@ -239,7 +239,7 @@ def replay_all(vit: FaithfulViT, records: list[dict[str, Any]], files: list[Path
     for heading in (
         "counts, tokens, radii",
         "class",
-        "copies moved",
+        "net copies moved",
         "class radius",
         "attention radius",
         "claims",
