@@ -10,7 +10,6 @@ own process, whose peak memory is recorded; a failed one is recorded too.
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.contenders import published_adm
+from benchmarks.machine import peak_megabytes
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import OneShotDenoiser
@@ -89,8 +89,7 @@ def child(model: str, explanation: str, precision: str) -> dict[str, Any]:
         except FvitError as error:
             outcome = {"failed": str(error)}
         size = sum(file.stat().st_size for file in Path(folder).iterdir())
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    outcome |= {"megabytes": size / 1e6, "peak_gigabytes": peak / 1e6}
+    outcome |= {"megabytes": size / 1e6, "peak_gigabytes": peak_megabytes() / 1e3}
     return outcome | {"seconds": time.perf_counter() - start}
 
 

@@ -22,8 +22,9 @@ import typer
 from rich.progress import track
 
 from benchmarks.keeping import RESULTS, publish
-from benchmarks.machine import machine
+from benchmarks.machine import machine, peak_megabytes
 from fvit.extras import require
+from fvit.runtime.bundle import open_bundle
 from fvit.runtime.loading import load
 from fvit.runtime.record import Terms
 
@@ -51,13 +52,7 @@ def child(bundle: Path, *, copies: int, images: int, batch: int) -> dict[str, fl
     for _ in vit.certify_many(pictures, terms):
         pass
     seconds = time.perf_counter() - start
-    return {"seconds": seconds, "peak_mb": peak_mb()}
-
-
-def peak_mb() -> float:
-    """Peak resident memory of this program. `getrusage` would count what its parent held before exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return {"seconds": seconds, "peak_mb": peak_megabytes()}
 
 
 def at_size(side: int, folder: Path) -> Path:
@@ -137,7 +132,7 @@ def main(
                 capture_output=True, text=True, check=True,
             )  # fmt: skip
             rows.append({"axis": axis, "value": value, **at, **json.loads(done.stdout.splitlines()[-1])})
-    result = {"machine": machine(), "precision": load(bundle).bundle.manifest.precision, "rows": rows}
+    result = {"machine": machine(), "precision": open_bundle(bundle).manifest.precision, "rows": rows}
     publish("scaling", result, markdown(result))
     plot(rows, RESULTS / "scaling.png")
 

@@ -159,8 +159,8 @@ def _report(bundle: Path, exported: dict[str, Exported]) -> None:
                 f"{len(cost.floats)} of {cost.layers} layers left in float",
                 soft_wrap=True,
             )
-    # Linux counts in kilobytes.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    # Linux counts in units of 1,024 bytes.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     console.print(f"bundle written to {bundle}; peak memory {peak:.1f} GB", soft_wrap=True)
 
 
