@@ -1,4 +1,5 @@
-"""Graphs for parsers that are older than the exporter: TensorRT 8.6 reads opset 17."""
+"""Graphs for parsers that are older than the exporter: TensorRT 8.6 reads opset 17, and less of it than the
+standard says."""
 
 from __future__ import annotations
 
@@ -6,6 +7,9 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fvit.engines.base import weights_file
 from fvit.errors import FvitError
@@ -16,16 +20,19 @@ FORGOTTEN = ("noop_with_empty_axes", "saturate")
 value is an 8-bit float."""
 
 
-def convert(graph: Path, target: Path, *, opset: int) -> None:
-    """Write an ONNX graph again in an older opset, in the same precision. Weights that lie beside the graph
-    are not read, so that they may be larger than 2 GB; they are copied to lie beside the target.
+def convert(graph: Path, target: Path, *, opset: int, batch: int) -> None:
+    """Write an ONNX graph again in an older opset, at a fixed batch and in the same precision. Weights that
+    lie beside the graph are not read, so that they may be larger than 2 GB; they are copied to lie beside
+    the target.
 
-    Gelu, which opset 20 introduced, is written out through Erf or Tanh as its definition says; onnx's own
-    converter does the rest. Raises FvitError where an operator has no older form.
+    Written out are Gelu, which opset 20 introduced, and what TensorRT 8.6 takes from its plug-ins or not at
+    all (onnx-tensorrt's importers): instance normalisation, parts of shapes, functions of scalars. onnx's
+    own converter does the rest. Raises FvitError where an operator has no older form.
     """
     onnx = require("onnx", extra="tensorrt", purpose="converting graphs for an older TensorRT")
     model = onnx.load(graph, load_external_data=False)
-    _write_out_gelu(onnx, model)
+    rewriting = _Rewriting(onnx, model, batch=batch)
+    rewriting.run()
     # Domains that a quantiser declares and no operator uses would stop the converter.
     used = {node.domain for node in model.graph.node}
     for entry in [entry for entry in model.opset_import if entry.domain and entry.domain not in used]:
@@ -50,40 +57,117 @@ def convert(graph: Path, target: Path, *, opset: int) -> None:
         shutil.copyfile(weights, beside)  # onnx refuses links
 
 
-def _write_out_gelu(onnx: Any, model: Any) -> None:
-    inferred = onnx.shape_inference.infer_shapes(model).graph
-    kinds = {
-        value.name: value.type.tensor_type.elem_type
-        for value in (*inferred.value_info, *inferred.input, *inferred.output)
-    }
-    kinds |= {tensor.name: tensor.data_type for tensor in inferred.initializer}
-    nodes = []
-    for node in model.graph.node:
-        if node.op_type != "Gelu":
-            nodes.append(node)
-            continue
+class _Rewriting:
+    """A model at a fixed batch, whose operators are replaced one by one."""
+
+    def __init__(self, onnx: Any, model: Any, *, batch: int) -> None:
+        self._onnx, self._graph = onnx, model.graph
+        for value in (*self._graph.input, *self._graph.output):
+            for side in value.type.tensor_type.shape.dim:
+                if side.dim_param:
+                    side.dim_value = batch
+        del self._graph.value_info[:]  # what was known of a free batch
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+        self._types = {
+            value.name: value.type.tensor_type
+            for value in (*inferred.value_info, *inferred.input, *inferred.output)
+        }
+        self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
+        self._nodes: list[Any] = []
+
+    def run(self) -> None:
+        written = {
+            "Gelu": self._gelu,
+            "InstanceNormalization": self._instance_normalization,
+            "Reciprocal": self._reciprocal,
+            "Shape": self._shape,
+            "Sqrt": self._root,
+        }
+        for node in self._graph.node:
+            if node.op_type not in written or not written[node.op_type](node):
+                self._nodes.append(node)
+        del self._graph.node[:]
+        self._graph.node.extend(self._nodes)
+
+    def _gelu(self, node: Any) -> bool:
         (x,), (y,) = node.input, node.output
-        name = node.name or y
-
-        def make(op: str, inputs: list[str], output: str, *, name: str = name) -> str:
-            made = f"{name}/{output}"
-            nodes.append(onnx.helper.make_node(op, inputs, [made], name=made))
-            return made
-
-        def constant(value: float, *, kind: int = kinds[x], name: str = name) -> str:
-            made = f"{name}/{value:g}"
-            if all(tensor.name != made for tensor in model.graph.initializer):
-                model.graph.initializer.append(onnx.helper.make_tensor(made, kind, [], [value]))
-            return made
-
-        tanh = any(attribute.s == b"tanh" for attribute in node.attribute)
-        if tanh:
-            cube = make("Mul", [make("Mul", [x, x], "square"), x], "cube")
-            inner = make("Add", [x, make("Mul", [cube, constant(0.044715)], "small")], "sum")
-            curve = make("Tanh", [make("Mul", [inner, constant(math.sqrt(2 / math.pi))], "scaled")], "tanh")
+        if any(attribute.s == b"tanh" for attribute in node.attribute):
+            cube = self._make(node, "Mul", [self._make(node, "Mul", [x, x], "square"), x], "cube")
+            small = self._make(node, "Mul", [cube, self._filled(0.044715, like=x)], "small")
+            inner = self._make(node, "Add", [x, small], "sum")
+            scaled = self._make(node, "Mul", [inner, self._filled(math.sqrt(2 / math.pi), like=x)], "scaled")
+            curve = self._make(node, "Tanh", [scaled], "tanh")
         else:
-            curve = make("Erf", [make("Mul", [x, constant(math.sqrt(0.5))], "scaled")], "erf")
-        gate = make("Mul", [make("Add", [curve, constant(1.0)], "shifted"), constant(0.5)], "gate")
-        nodes.append(onnx.helper.make_node("Mul", [x, gate], [y], name=name))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
+            scaled = self._make(node, "Mul", [x, self._filled(math.sqrt(0.5), like=x)], "scaled")
+            curve = self._make(node, "Erf", [scaled], "erf")
+        shifted = self._make(node, "Add", [curve, self._filled(1.0, like=x)], "shifted")
+        gate = self._make(node, "Mul", [shifted, self._filled(0.5, like=x)], "gate")
+        self._nodes.append(self._onnx.helper.make_node("Mul", [x, gate], [y], name=node.name))
+        return True
+
+    def _instance_normalization(self, node: Any) -> bool:
+        """Groups are exported as instances of [batch, groups, values], without scale and bias of their own:
+        a layer normalisation of the values."""
+        x, scale, bias = node.input
+        sides = self._sides(x)
+        if sides is None or len(sides) != 3 or not (self._is_all(scale, 1.0) and self._is_all(bias, 0.0)):
+            return False
+        inputs = [x, self._filled(1.0, sides[2:], like=x), self._filled(0.0, sides[2:], like=x)]
+        epsilon = {attribute.name: attribute.f for attribute in node.attribute}
+        self._nodes.append(
+            self._onnx.helper.make_node(
+                "LayerNormalization", inputs, list(node.output), name=node.name, axis=-1, **epsilon
+            )
+        )
+        return True
+
+    def _shape(self, node: Any) -> bool:
+        sides = self._sides(node.input[0])
+        if sides is None:
+            return False
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        part = sides[bounds.get("start", 0) : bounds.get("end", len(sides))]
+        self._add(np.array(part, np.int64), node.output[0])
+        return True
+
+    def _root(self, node: Any) -> bool:
+        return self._of_scalar(node, "Pow", [node.input[0], self._filled(0.5, like=node.input[0])])
+
+    def _reciprocal(self, node: Any) -> bool:
+        return self._of_scalar(node, "Div", [self._filled(1.0, like=node.input[0]), node.input[0]])
+
+    def _of_scalar(self, node: Any, op: str, inputs: list[str]) -> bool:
+        if self._sides(node.input[0]) != ():
+            return False
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, list(node.output), name=node.name))
+        return True
+
+    def _sides(self, value: str) -> tuple[int, ...] | None:
+        """The shape of a value; None where it is not known."""
+        if value not in self._types or not self._types[value].HasField("shape"):
+            return None
+        sides = self._types[value].shape.dim
+        return tuple(side.dim_value for side in sides) if all(side.dim_value for side in sides) else None
+
+    def _make(self, node: Any, op: str, inputs: list[str], output: str) -> str:
+        made = f"{node.name or node.output[0]}/{output}"
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, [made], name=made))
+        return made
+
+    def _filled(self, value: float, shape: tuple[int, ...] = (), *, like: str) -> str:
+        """A constant of equal values in the type of `like`, a scalar unless told."""
+        kind = self._onnx.helper.tensor_dtype_to_np_dtype(self._types[like].elem_type)
+        name = f"{kind.name}{list(shape)} of {value:g}"
+        if name not in self._constants:
+            self._add(np.full(shape, value, kind), name)
+        return name
+
+    def _add(self, values: NDArray[Any], name: str) -> None:
+        self._constants[name] = self._onnx.numpy_helper.from_array(values, name)
+        self._graph.initializer.append(self._constants[name])
+
+    def _is_all(self, constant: str, value: float) -> bool:
+        tensor = self._constants.get(constant)
+        if tensor is None or tensor.data_location == self._onnx.TensorProto.EXTERNAL:
+            return False
+        return bool((self._onnx.numpy_helper.to_array(tensor) == value).all())

@@ -23,8 +23,6 @@ from fvit.engines.opsets import convert
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 
-TIMINGS = "timing.cache"
-
 
 @dataclass(frozen=True)
 class PlanKey:
@@ -38,13 +36,15 @@ class PlanKey:
     batch: int
     graph: str
 
+    @property
+    def builder(self) -> str:
+        """What builds it: measured times of layers are good for every plan of the same."""
+        gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
+        return f"{gpu}-sm{self.capability}-trt{self.tensorrt}"
+
     def file(self, bundle: Path, graph: Path) -> Path:
         """Where this plan of that graph lies in a bundle."""
-        gpu = re.sub(r"[^a-z0-9]+", "-", self.gpu.lower()).strip("-")
-        name = (
-            f"{graph.stem}-{gpu}-sm{self.capability}-trt{self.tensorrt}-{self.precision}"
-            f"-b{self.batch}-{self.graph[:12]}.plan"
-        )
+        name = f"{graph.stem}-{self.builder}-{self.precision}-b{self.batch}-{self.graph[:12]}.plan"
         return bundle / PLANS / name
 
 
@@ -78,17 +78,16 @@ def planned_batches(bundle: Path, graph: Path, key: PlanKey) -> set[int]:
     return found
 
 
-def build_plan(
-    graph: Path, plan: Path, *, precision: str, batch: int, workspace: int, verbose: bool = False
-) -> None:
-    """Build a plan of an ONNX graph for the GPU whose context is current, and write it whole.
+def build_plan(bundle: Path, graph: Path, key: PlanKey, *, workspace: int, verbose: bool = False) -> Path:
+    """Build the plan of a bundle's graph for the GPU whose context is current, and write it whole.
 
     Precision is what the graph's types say: TensorRT 10 and newer build a strongly typed network, older
     ones get the builder flags that let them follow the types. workspace: bytes that a layer may use
-    beside its inputs and outputs. The timing cache beside the plan is read and written. Raises FvitError
-    where the graph cannot be parsed or built.
+    beside its inputs and outputs. The times of layers that were measured are kept beside the plan. Raises
+    FvitError where the graph cannot be parsed or built.
     """
     trt = _tensorrt()
+    plan = key.file(bundle, graph)
     major = int(trt.__version__.split(".")[0])
     logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
     builder = trt.Builder(logger)
@@ -105,7 +104,7 @@ def build_plan(
         read = graph
         if major < 10:
             read = Path(folder) / graph.name
-            convert(graph, read, opset=17)
+            convert(graph, read, opset=17, batch=key.batch)
         if not parser.parse_from_file(str(read)):
             raise FvitError(f"{graph} cannot be parsed by TensorRT {trt.__version__}: {parser.get_error(0)}")
     config = builder.create_builder_config()
@@ -113,27 +112,28 @@ def build_plan(
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32; who wants speed exports fp16
     if major < 10:
-        for name in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",)}[precision]:
+        for name in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",)}[key.precision]:
             config.set_flag(getattr(trt.BuilderFlag, name))
     profile = builder.create_optimization_profile()
-    for i in range(network.num_inputs):
-        tensor = network.get_input(i)
-        shape = tuple(tensor.shape)
-        if -1 in shape:
-            whole = tuple(batch if side == -1 else side for side in shape)
-            profile.set_shape(tensor.name, whole, whole, whole)
-    config.add_optimization_profile(profile)
-    timings = plan.parent / TIMINGS
+    inputs = [network.get_input(i) for i in range(network.num_inputs)]
+    for tensor in (each for each in inputs if -1 in tuple(each.shape)):
+        whole = tuple(key.batch if side == -1 else side for side in tensor.shape)
+        profile.set_shape(tensor.name, whole, whole, whole)
+    if any(-1 in tuple(each.shape) for each in inputs):
+        config.add_optimization_profile(profile)
+    timings = plan.parent / f"{key.builder}.timings"
     cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")
-    config.set_timing_cache(cache, ignore_mismatch=False)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):  # the file is damaged
+        config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
     built = builder.build_serialized_network(network, config)
     if built is None:
         raise FvitError(
-            f"TensorRT {trt.__version__} cannot build {graph.name} at batch {batch}: "
+            f"TensorRT {trt.__version__} cannot build {graph.name} at batch {key.batch}: "
             "what it said is above, or with --verbose"
         )
     _write_whole(timings, bytes(config.get_timing_cache().serialize()))
     _write_whole(plan, bytes(built))
+    return plan
 
 
 class TensorRTEngine(Engine):
@@ -165,14 +165,11 @@ class TensorRTEngine(Engine):
             name = self._plan.get_tensor_name(i)
             kind = np.dtype(trt.nptype(self._plan.get_tensor_dtype(name)))
             is_input = self._plan.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            _, shape, _ = (
-                self._plan.get_tensor_profile_shape(name, 0)
-                if is_input and -1 in tuple(self._plan.get_tensor_shape(name))
-                else (None, self._plan.get_tensor_shape(name), None)
-            )
-            if is_input:
-                self._context.set_input_shape(name, tuple(shape))
-            tensors[is_input].append(Tensor(name, tuple(shape), kind))
+            shape = tuple(self._plan.get_tensor_shape(name))
+            if is_input and -1 in shape:
+                _, shape, _ = map(tuple, self._plan.get_tensor_profile_shape(name, 0))
+                self._context.set_input_shape(name, shape)
+            tensors[is_input].append(Tensor(name, shape, kind))
         self.inputs = tuple(tensors[True])
         # Outputs take their batch from the inputs.
         self.outputs = tuple(

@@ -117,14 +117,12 @@ class Gpu:
         built. Raises FvitError where one cannot be built."""
         plans = []
         for graph in (bundle.denoiser, bundle.classifier):
-            plan = self.plan_key(graph, bundle, batch=batch).file(bundle.folder, graph)
+            key = self.plan_key(graph, bundle, batch=batch)
+            plan = key.file(bundle.folder, graph)
             if not plan.is_file():
                 on_build(plan.name)
-                precision = bundle.manifest.precision
                 with self:
-                    build_plan(
-                        graph, plan, precision=precision, batch=batch, workspace=workspace, verbose=verbose
-                    )
+                    build_plan(bundle.folder, graph, key, workspace=workspace, verbose=verbose)
             plans.append(plan)
         return plans
 
