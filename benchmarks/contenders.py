@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.clocks import Clock, WallClock
 from fvit.demo import models
 from fvit.export import adm
 from fvit.export.bundles import export_bundle
@@ -79,8 +83,9 @@ class TorchModel:
     def denoise(self, noisy: Tensor) -> Tensor:
         return self.denoiser(noisy, self.level, self.timestep)
 
-    def smooth(self, pixels: Tensor, *, batch: int, times: int, k: int) -> None:
-        """Noise, denoiser, classifier and counting of `times` batches; the counts come to the host."""
+    def smooth(self, pixels: Tensor, *, batch: int, times: int, k: int, mark: Callable[[], None]) -> None:
+        """Noise, denoiser, classifier and counting of `times` batches, each marked at its end; the counts
+        come to the host."""
         counts, votes = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for _ in range(times):
             noisy = pixels + SIGMA * torch.randn(batch, *self.image_shape, device=self.device)
@@ -88,31 +93,37 @@ class TorchModel:
             counts = counts + torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1]).sum(0)
             chosen = attribution.topk(k, dim=1).indices
             votes = votes + torch.zeros_like(attribution).scatter(1, chosen, 1.0).sum(0)
+            mark()
         counts.tolist(), votes.tolist()
 
-    def stages(self, *, batch: int, k: int) -> dict[str, Callable[[int], None]]:
-        """A call for each stage, which runs so many batches and waits for the device."""
+    def stages(self, *, batch: int, k: int) -> dict[str, Callable[[int, Callable[[], None]], None]]:
+        """A call for each stage, which runs so many batches, calls a function after each, and waits for the
+        device."""
         noisy = torch.rand(batch, *self.image_shape, device=self.device)
         images = torch.rand(batch, 3, *self.size, device=self.device)
 
-        def repeated(work: Callable[[], object]) -> Callable[[int], None]:
-            def run(times: int) -> None:
+        def repeated(work: Callable[[], object]) -> Callable[[int, Callable[[], None]], None]:
+            def run(times: int, mark: Callable[[], None]) -> None:
                 with torch.no_grad():
                     for _ in range(times):
                         work()
+                        mark()
                 finish(self.device)
 
             return run
 
-        def pipeline(times: int) -> None:
+        def pipeline(times: int, mark: Callable[[], None]) -> None:
             with torch.no_grad():
-                self.smooth(noisy[0], batch=batch, times=times, k=k)
+                self.smooth(noisy[0], batch=batch, times=times, k=k, mark=mark)
 
         return {
             "denoiser": repeated(lambda: self.denoise(noisy)),
             "classifier": repeated(lambda: self.classifier(images)),
             "pipeline": pipeline,
         }
+
+    def clock(self) -> Clock:
+        return WallClock() if self.device == "cpu" else TorchClock(self.device)
 
     def megabytes(self) -> float | None:
         """The most device memory that torch has held since it was last asked; None on a CPU."""
@@ -121,6 +132,21 @@ class TorchModel:
         held = torch.cuda.max_memory_allocated(self.device) / 1e6
         torch.cuda.reset_peak_memory_stats(self.device)
         return held
+
+
+class TorchClock:
+    """CUDA events on torch's stream. Its work must be waited for before the times are read."""
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._events: list[Any] = []
+
+    def mark(self) -> None:
+        self._events.append(torch.cuda.Event(enable_timing=True))
+        self._events[-1].record(torch.cuda.current_stream(self._device))
+
+    def milliseconds(self) -> NDArray[np.float64]:
+        return np.array([first.elapsed_time(then) for first, then in itertools.pairwise(self._events)])
 
 
 def flops(model: str) -> int:

@@ -3,10 +3,10 @@
     python benchmarks/latency.py [--engine cpu|cuda:0|ort-tensorrt:0|tensorrt:0]... [--model demo]
 
 Denoiser, classifier and whole pipeline (noise, denoiser, classifier, counting) as torch eager, torch.compile
-and our engines run them, in one run on one device. A time is the wall clock until the device is done, which
-is what a user waits for; on a GPU eight batches go in a row, as in a certificate, and their time is shared
-out. The ratio is to torch eager in the same precision, or in fp32 where torch has no such precision (int8).
-fp16 is measured on a GPU only.
+and our engines run them, in one run on one device. Batches go in a row, as in a certificate, and the time of
+one is that between its end and the end of the batch before: by CUDA events on the stream that the work is
+on, by the wall clock on a CPU. Certificates are timed from call to return. The ratio is to torch eager in
+the same precision, or in fp32 where torch has no such precision (int8). fp16 is measured on a GPU only.
 
 Where torch and TensorRT live in different environments, run once with torch and --bundles DIR, and once
 more with --no-torch, the same --bundles DIR and --against the first run's JSON: one table comes out.
@@ -27,34 +27,43 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
+from benchmarks.clocks import Clock, EventClock, WallClock
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
+from fvit.runtime.device import DeviceSmoother
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.gpu import Gpu
 from fvit.runtime.loading import load
 from fvit.runtime.smoother import Section, Tally
 
 SIGMA, K, N0 = 0.25, 10, 100
 NAMES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "ort-tensorrt": "ort-tensorrt", "tensorrt": "tensorrt"}
 WORKSPACE = 4 << 30
+IN_A_ROW = 10
 console = Console(stderr=True)
 Pixels = NDArray[np.float32]
 
 
-Stages = Mapping[str, Callable[[int], object]]
+Run = Callable[[int, Callable[[], None]], object]
+Stages = Mapping[str, Run]
 
 
 @dataclass(frozen=True)
 class Way:
-    """Something that runs the pipeline at one batch: a call for each stage, which runs so many batches and
-    waits for the device; and the device memory that it holds, where that is known."""
+    """Something that runs the pipeline at one batch. stages: calls that run so many batches, call the
+    function that they are given after each, and wait for the device; clock: makes what that function reads;
+    outside: the share of the pipeline's time outside the networks, megabytes: the device memory that it
+    holds, both where they are known."""
 
     name: str
     precision: str
     batch: int
     stages: Stages
+    clock: Callable[[], Clock]
+    outside: Callable[[], float | None]
     megabytes: Callable[[], float | None]
 
 
@@ -68,7 +77,8 @@ def torch_ways(
             half, compile_it = precision == "fp16", name == "torch-compile"
             run = TorchModel(model, device=device, half=half, compiled=compile_it)
             for batch in batches:
-                yield Way(name, precision, batch, run.stages(batch=batch, k=K), run.megabytes)
+                stages = run.stages(batch=batch, k=K)
+                yield Way(name, precision, batch, stages, run.clock, lambda: None, run.megabytes)
 
 
 def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> Iterator[Way]:
@@ -85,92 +95,118 @@ def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> It
                 now = free_megabytes(engine)
                 return None if before is None or now is None else before - now
 
-            yield Way(
-                NAMES[engine.partition(":")[0]], precision, batch, our_stages(vit, engine=engine), taken
-            )
+            stages, clock, outside = our_stages(vit)
+            yield Way(NAMES[engine.partition(":")[0]], precision, batch, stages, clock, outside, taken)
 
 
 def placed(bundle: Path, *, engine: str, batch: int) -> FaithfulViT:
     """The bundle on an engine; plans that are missing are built."""
     if engine.startswith("tensorrt:"):
-        from fvit.runtime.gpu import Gpu
-
         Gpu(int(engine.partition(":")[2])).build_plans(open_bundle(bundle), batch=batch, workspace=WORKSPACE)
     return load(bundle, device=engine, batch=batch)
 
 
-def our_stages(vit: FaithfulViT, *, engine: str) -> Stages:
+def our_stages(
+    vit: FaithfulViT,
+) -> tuple[Stages, Callable[[], Clock], Callable[[], float | None]]:
+    """A Way's stages, clock and outside."""
     pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
     counter = vit._smoother
 
-    def pipeline(times: int) -> None:
+    def pipeline(times: int, mark: Callable[[], None]) -> None:
         tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (K,))
         section = Section(pixels, range(times * vit.batch), tally)
-        for _ in counter.run([section], sigma=SIGMA, seed=0):
+        for _ in counter.run([section], sigma=SIGMA, seed=0, on_copies=lambda copies: mark()):
             pass
 
-    if engine == "cpu":
+    if not isinstance(counter, DeviceSmoother):
         noisy = np.repeat(pixels[None], vit.batch, axis=0)
         images = vit.pipeline.denoise(noisy, sigma=SIGMA)
-        return {
-            "denoiser": lambda times: [vit.pipeline.denoise(noisy, sigma=SIGMA) for _ in range(times)],
-            "classifier": lambda times: [vit.pipeline.classify(images) for _ in range(times)],
+
+        def repeated(work: Callable[[], object]) -> Run:
+            def run(times: int, mark: Callable[[], None]) -> None:
+                for _ in range(times):
+                    work()
+                    mark()
+
+            return run
+
+        stages = {
+            "denoiser": repeated(lambda: vit.pipeline.denoise(noisy, sigma=SIGMA)),
+            "classifier": repeated(lambda: vit.pipeline.classify(images)),
             "pipeline": pipeline,
         }
-    from fvit.runtime.device import DeviceSmoother
-    from fvit.runtime.gpu import Gpu
-
-    assert isinstance(counter, DeviceSmoother)
+        return stages, WallClock, lambda: None
     assert isinstance(counter.device, Gpu)
     gpu, memory = counter.device, counter._memory
 
-    def bound(part: int) -> Callable[[int], object]:
+    def bound(part: int) -> Run:
         work = counter._engines[part].bind(memory)
         launch = gpu.captured(work) if counter._engines[part].capturable else work
 
-        def run(times: int) -> None:
+        def run(times: int, mark: Callable[[], None]) -> None:
             for _ in range(times):
                 launch()
+                mark()
             gpu.download(memory["sigma"])  # waits for the stream
 
         return run
 
-    pipeline(1)  # puts something in every input
-    return {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}
+    def clock() -> Clock:
+        return EventClock(gpu)
+
+    def outside() -> float:
+        """By events before and after the networks of every batch."""
+        networks, events = counter._networks, clock()
+
+        def between() -> None:
+            events.mark()
+            networks()
+            events.mark()
+
+        counter._networks = between
+        try:
+            pipeline(IN_A_ROW, lambda: None)
+        finally:
+            counter._networks = networks
+        gaps = events.milliseconds()[:-1]  # networks, the rest, networks, …, the rest
+        return float(gaps[1::2].sum() / gaps.sum())
+
+    pipeline(1, lambda: None)  # puts something in every input
+    return {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}, clock, outside
 
 
 def free_megabytes(engine: str) -> float | None:
     """Device memory that nobody holds; None on a CPU."""
     if engine == "cpu":
         return None
-    from fvit.runtime.gpu import Gpu
-
     return Gpu(int(engine.partition(":")[2])).free_bytes() / 1e6
 
 
-def milliseconds(run: Callable[[int], object], *, repeats: int, in_a_row: int) -> NDArray[np.float64]:
-    """Of one batch, `repeats` times."""
-    for _ in range(3):  # compiles, allocates, chooses algorithms
-        run(1)
+def milliseconds(run: Run, *, clock: Callable[[], Clock], repeats: int) -> NDArray[np.float64]:
+    """Of one batch, at least `repeats` times."""
+    run(3, lambda: None)  # compiles, allocates, chooses algorithms
     taken = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run(in_a_row)
-        taken.append(1e3 * (time.perf_counter() - start) / in_a_row)
-    return np.array(taken)
+    for _ in range(-(-repeats // IN_A_ROW)):
+        watch = clock()
+        run(1 + IN_A_ROW, watch.mark)
+        taken.append(watch.milliseconds())
+    return np.concatenate(taken)
 
 
-def measured(way: Way, *, repeats: int, in_a_row: int) -> list[dict[str, Any]]:
+def measured(way: Way, *, repeats: int) -> list[dict[str, Any]]:
     """A row for each stage."""
     rows = []
     for stage, run in way.stages.items():
-        taken = milliseconds(run, repeats=repeats, in_a_row=in_a_row)
+        taken = milliseconds(run, clock=way.clock, repeats=repeats)
         p50, p95, p99 = (float(value) for value in np.quantile(taken, [0.5, 0.95, 0.99]))
+        whole = stage == "pipeline"
         rows.append(
             {
                 "name": way.name, "precision": way.precision, "stage": stage, "batch": way.batch,
                 "copies_per_second": 1e3 * way.batch / p50, "p50_ms": p50, "p95_ms": p95, "p99_ms": p99,
-                "device_mb": way.megabytes() if stage == "pipeline" else None,
+                "outside_networks": way.outside() if whole else None,
+                "device_mb": way.megabytes() if whole else None,
             }
         )  # fmt: skip
     return rows
@@ -190,18 +226,6 @@ def compare(rows: list[dict[str, Any]], *, flops: float, peaks: dict[str, float]
         reached = row["copies_per_second"] * flops
         known_peak = peaks.get(row["precision"]) if row["stage"] == "pipeline" else None
         row["share_of_peak"] = None if known_peak is None else reached / known_peak
-
-
-def outside(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Per way: the share of the pipeline's time that is not the two networks' (noise, counting)."""
-    found = {}
-    for row in rows:
-        if row["stage"] == "pipeline":
-            same = ("name", "precision", "batch")
-            parts = [each["p50_ms"] for each in rows if all(each[key] == row[key] for key in same)]
-            words = f"{row['name']} {row['precision']}, batch {row['batch']}"
-            found[words] = 1 - (sum(parts) - row["p50_ms"]) / row["p50_ms"]
-    return found
 
 
 def certificates(
@@ -230,19 +254,21 @@ def markdown(result: dict[str, Any]) -> str:
     where = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines = [
         f"{result['device']}; {where}. Model: {result['model']}, {result['flops'] / 1e9:,.1f} GFLOP a copy; "
-        f"{result['repeats']} times each.",
+        f"at least {result['repeats']} batches each.",
         "",
         "| stage | batch | way | precision | copies/s | p50 ms | p95 ms | p99 ms | × torch eager "
-        "| of the matrix peak | device MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| of the matrix peak | outside the networks | device MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(result["rows"], key=lambda row: (row["stage"], row["batch"])):
-        ratio, share, memory = row["ratio_to_torch_eager"], row["share_of_peak"], row["device_mb"]
+        ratio, share = row["ratio_to_torch_eager"], row["share_of_peak"]
+        outside, memory = row["outside_networks"], row["device_mb"]
         lines.append(
             f"| {row['stage']} | {row['batch']} | {row['name']} | {row['precision']} "
             f"| {row['copies_per_second']:,.0f} | {row['p50_ms']:.2f} | {row['p95_ms']:.2f} "
             f"| {row['p99_ms']:.2f} | {'' if ratio is None else f'{ratio:.2f}'} "
-            f"| {'' if share is None else f'{share:.0%}'} | {'' if memory is None else f'{memory:,.0f}'} |"
+            f"| {'' if share is None else f'{share:.0%}'} | {'' if outside is None else f'{outside:.1%}'} "
+            f"| {'' if memory is None else f'{memory:,.0f}'} |"
         )
     peaks = ", ".join(f"{peak / 1e12:.2f} TFLOP/s in {kind}" for kind, peak in result["peaks"].items())
     lines += ["", f"Peak of a large matrix product in torch: {peaks or 'not measured'}.", ""]
@@ -251,8 +277,6 @@ def markdown(result: dict[str, Any]) -> str:
         f"| {each['name']} | {each['precision']} | {each['batch']} | {each['n']:,} | {each['seconds']:.2f} |"
         for each in result["certificates"]
     ]
-    lines += ["", "Share of the pipeline's time outside the two networks (noise, counting), median:", ""]
-    lines += [f"- {words}: {share:.1%}" for words, share in outside(result["rows"]).items()]
     return "\n".join(lines) + "\n"
 
 
@@ -291,8 +315,6 @@ def made_bundles(model: str, precisions: list[str], folder: Path) -> dict[str, P
 def device_name(engine: str) -> str:
     if engine == "cpu":
         return str(machine()["cpu"])
-    from fvit.runtime.gpu import Gpu
-
     return Gpu(int(engine.partition(":")[2])).name
 
 
@@ -303,7 +325,9 @@ def main(
     model: Annotated[str, typer.Option(help="demo, vit-b or vit-b-adm.")] = "demo",
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes.")] = None,
     n: Annotated[list[int] | None, typer.Option(help="Copies of the certificates that are timed.")] = None,
-    repeats: Annotated[int, typer.Option(help="Times that each is measured.")] = 30,
+    repeats: Annotated[
+        int | None, typer.Option(help="Batches that each is measured on: 30 on a CPU, 200 on a GPU.")
+    ] = None,
     with_torch: Annotated[bool, typer.Option("--torch/--no-torch", help="Measure torch too.")] = True,
     compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
     bundles: Annotated[
@@ -321,7 +345,8 @@ def main(
     precisions = ["fp32", "int8"] if on_cpu else ["fp32", "fp16", "int8"]
     batches = batch or ([1, 8, 32] if on_cpu else [1, 16, 64, 256])
     result: dict[str, Any] = {
-        "device": device_name(engines[0]), "machine": machine(), "model": model, "repeats": repeats,
+        "device": device_name(engines[0]), "machine": machine(), "model": model,
+        "repeats": repeats or (30 if on_cpu else 200),
         "flops": 0.0, "peaks": {}, "rows": [], "certificates": [],
     }  # fmt: skip
     if against is not None:
@@ -330,7 +355,6 @@ def main(
             raise typer.BadParameter(f"{against} is of {earlier['model']} on {earlier['device']}")
         result = {**earlier, "machine": earlier["machine"] | result["machine"]}
     rows: list[dict[str, Any]] = result["rows"]
-    in_a_row = 1 if on_cpu else 8
     with tempfile.TemporaryDirectory() as scratch:
         exported = made_bundles(model, precisions, bundles or Path(scratch))
         ways: list[Iterator[Way]] = []
@@ -347,7 +371,7 @@ def main(
         ways += [our_ways(each, batches=batches, bundles=exported) for each in engines]
         for way in (way for some in ways for way in some):
             with console.status(f"{way.name} {way.precision}, batch {way.batch}"):
-                rows += measured(way, repeats=repeats, in_a_row=in_a_row)
+                rows += measured(way, repeats=result["repeats"])
         for each in engines:
             result["certificates"] += certificates(
                 each, sizes=n or ([100, 1000] if on_cpu else [100, 1000, 10_000]), bundles=exported, rows=rows

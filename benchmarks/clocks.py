@@ -1,0 +1,51 @@
+"""When did a device pass a mark? One clock for each thing that can say it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fvit.extras import require
+from fvit.runtime.gpu import Gpu
+
+
+class Clock(Protocol):
+    def mark(self) -> None:
+        """Note now, or on a GPU: when the work that was launched so far is done."""
+
+    def milliseconds(self) -> NDArray[np.float64]:
+        """The time between each mark and the next."""
+
+
+class WallClock:
+    """The host's clock, for work that is done when its call returns."""
+
+    def __init__(self) -> None:
+        self._seconds: list[float] = []
+
+    def mark(self) -> None:
+        self._seconds.append(time.perf_counter())
+
+    def milliseconds(self) -> NDArray[np.float64]:
+        return 1e3 * np.diff(self._seconds)
+
+
+class EventClock:
+    """CUDA events on the stream of a Gpu. Its work must be waited for before the times are read."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._driver = require("pycuda.driver", extra=None, purpose="running on a GPU")
+        self._events: list[Any] = []
+
+    def mark(self) -> None:
+        with self._gpu:
+            self._events.append(self._driver.Event().record(self._gpu._stream))
+
+    def milliseconds(self) -> NDArray[np.float64]:
+        with self._gpu:
+            return np.array([first.time_till(then) for first, then in itertools.pairwise(self._events)])
