@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from fvit.engines.onnxruntime import ROWS
 from fvit.errors import FvitError
 from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
@@ -20,6 +19,9 @@ from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_d
 from fvit.export.graphs import export_graph
 from fvit.export.precision import PRECISIONS, Quantised, quantise
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
+
+ROWS = 8
+"""Copies of one calibration feed, and the batch of the classifier's example."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def export_bundle(
         "sigma": torch.tensor(sigma),
         "timestep": torch.tensor(diffusion.schedule.timestep(sigma)),
     }
-    # A graph with a backward pass keeps this batch; it is the engine's own portion on a CPU.
+    # A graph with a backward pass keeps this batch.
     images = {"images": torch.rand(ROWS, 3, *explained.size, generator=draw)}
     half = precision == "fp16"
     with write_bundle(folder) as temporary:

@@ -34,23 +34,15 @@ def test_an_engine_names_its_inputs_and_outputs(classifier: Engine, demo_bundle:
     ]
 
 
-def test_a_large_batch_is_the_same_to_the_bit_as_its_parts(classifier: Engine) -> None:
-    """Batches of 8, 16 and 32 give one result, however many cores share them."""
+@pytest.mark.parametrize("size", [1, 3, 8, 19])
+def test_a_copys_result_is_the_same_to_the_bit_in_every_batch(size: int, classifier: Engine) -> None:
+    """And however many cores share the batch: what DESIGN 4.7 asks of the function that is smoothed."""
     images = _images(32)
     whole = classifier.run({"images": images})
-    for size in (8, 16):
-        for first in range(0, 32, size):
-            part = classifier.run({"images": images[first : first + size]})
-            for name, values in part.items():
-                assert np.array_equal(values, whole[name][first : first + size])
-
-
-def test_a_batch_that_is_no_multiple_keeps_every_row_in_place(classifier: Engine) -> None:
-    images = _images(19)
-    found = classifier.run({"images": images})["logits"]
-    assert found.shape == (19, 10)
-    alone = np.concatenate([classifier.run({"images": images[i : i + 1]})["logits"] for i in range(19)])
-    assert np.allclose(found, alone, atol=1e-4)
+    for first in range(0, 32, size):
+        part = classifier.run({"images": images[first : first + size]})
+        for name, values in part.items():
+            assert np.array_equal(values, whole[name][first : first + size])
 
 
 @pytest.mark.parametrize("batch", [1, 4, 6, 9])
