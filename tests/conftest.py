@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +14,14 @@ SAMPLES = Path(fvit.__file__).parent / "demo" / "samples"
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, exported by the real path."""
+    """The embedded model, exported by the real path; where torch is not installed, a copy of the bundle that
+    FVIT_DEMO_BUNDLE names."""
+    folder = tmp_path_factory.mktemp("bundle") / "demo"
+    if exported := os.environ.get("FVIT_DEMO_BUNDLE"):
+        shutil.copytree(exported, folder)
+        return folder
     from fvit.export.bundles import export_demo
 
-    folder = tmp_path_factory.mktemp("bundle") / "demo"
     export_demo(folder)
     return folder
 

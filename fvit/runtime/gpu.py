@@ -29,7 +29,19 @@ from fvit.runtime.capture import CudaGraph
 from fvit.runtime.device import Accumulators
 from fvit.runtime.kernels import cache_folder, compiled
 
-THREADS = 128
+KERNELS = {
+    "draw_copies": ("PPfQQI", (128, 1, 1)),
+    "count_classes": ("PIIPP", (128, 1, 1)),
+    "count_votes": ("PIPIPP", (128, 1, 1)),
+    "add_attributions": ("PIIPPPP", (32, 32, 1)),
+}
+"""The types of each kernel's arguments, as struct spells them, and the shape of its blocks."""
+
+
+def geometry(kernel: str, columns: int, rows: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
+    """The grid and the blocks that cover so many columns, and each row in blocks of its own."""
+    _, block = KERNELS[kernel]
+    return (-(-columns // block[0]), rows), block
 
 
 class Allocation:
@@ -68,14 +80,8 @@ class Gpu:
             cubin = compiled("sm_{}{}".format(*self.capability), cache=cache_folder())
             module = self._driver.module_from_file(str(cubin))
             self._stream = self._driver.Stream()
-            self._kernels = {}
-            for name, arguments in (
-                ("draw_copies", "PPfQQI"),
-                ("count_classes", "PIIPP"),
-                ("count_votes", "PIPIPP"),
-                ("add_attributions", "PIIPPPP"),
-            ):
-                self._kernels[name] = module.get_function(name)
+            self._kernels = {name: module.get_function(name) for name in KERNELS}
+            for name, (arguments, _) in KERNELS.items():
                 self._kernels[name].prepare(arguments)
 
     def __enter__(self) -> None:
@@ -226,6 +232,6 @@ class Gpu:
         )  # fmt: skip
 
     def _launch(self, kernel: str, columns: int, rows: int, *arguments: object) -> None:
-        grid = (-(-columns // THREADS), rows)
+        grid, block = geometry(kernel, columns, rows)
         with self:
-            self._kernels[kernel].prepared_async_call(grid, (THREADS, 1, 1), self._stream, *arguments)
+            self._kernels[kernel].prepared_async_call(grid, block, self._stream, *arguments)

@@ -1,21 +1,14 @@
-// Noise and reductions of noisy copies. One source for two compilers: nvcc makes the kernels, and a
-// C++ compiler makes the same arithmetic for the host (the functions at the end), so that it can be
-// held against NumPy where there is no GPU. Compile without contraction into fused multiply-adds
-// (-fmad=false, -ffp-contract=off): noise.py rounds after every operation.
+// Noise and reductions of noisy copies. nvcc makes the kernels; for the tests, a C++ compiler makes the same
+// for the host. Compile without contraction into fused multiply-adds (-fmad=false, -ffp-contract=off):
+// noise.py rounds after every operation.
 
 #include <math.h>
 #include <stdint.h>
 
-#ifdef __CUDACC__
-#define EITHER __host__ __device__ static inline
-#else
-#define EITHER static inline
-#endif
-
 typedef unsigned long long Count;
 
 // Philox4x32-10 (Salmon et al., SC 2011); the words of `c` are counter first and random words after.
-EITHER void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+__device__ static void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
     const uint32_t n0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
@@ -29,7 +22,7 @@ EITHER void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
 }
 
 // Four standard normals: elements 4·block … 4·block+3 of one copy (noise.py says the same in NumPy).
-EITHER void normals(uint32_t block, uint64_t copy, uint64_t seed, float z[4]) {
+__device__ static void normals(uint32_t block, uint64_t copy, uint64_t seed, float z[4]) {
   uint32_t words[4] = {block, 0u, (uint32_t)copy, (uint32_t)(copy >> 32)};
   philox(words, (uint32_t)seed, (uint32_t)(seed >> 32));
   for (int pair = 0; pair < 4; pair += 2) {
@@ -42,8 +35,8 @@ EITHER void normals(uint32_t block, uint64_t copy, uint64_t seed, float z[4]) {
 }
 
 // x + σz for one block of four elements of one copy.
-EITHER void draw_block(float *noisy, const float *pixels, float sigma, uint64_t seed, uint64_t copy,
-                       uint32_t block, uint32_t size) {
+__device__ static void draw_block(float *noisy, const float *pixels, float sigma, uint64_t seed, uint64_t copy,
+                                  uint32_t block, uint32_t size) {
   float z[4];
   normals(block, copy, seed, z);
   for (uint32_t i = 0, element = 4 * block; i < 4 && element < size; ++i, ++element)
@@ -51,7 +44,7 @@ EITHER void draw_block(float *noisy, const float *pixels, float sigma, uint64_t 
 }
 
 // The first of the largest values: ties go to the lower index.
-EITHER uint32_t largest(const float *values, uint32_t count) {
+__device__ static uint32_t largest(const float *values, uint32_t count) {
   uint32_t best = 0;
   for (uint32_t i = 1; i < count; ++i)
     if (values[i] > values[best]) best = i;
@@ -59,7 +52,7 @@ EITHER uint32_t largest(const float *values, uint32_t count) {
 }
 
 // How many tokens come before this one when a copy's attributions are sorted, ties by index.
-EITHER uint32_t rank_of(const float *attribution, uint32_t token, uint32_t tokens) {
+__device__ static uint32_t rank_of(const float *attribution, uint32_t token, uint32_t tokens) {
   uint32_t before = 0;
   const float own = attribution[token];
   for (uint32_t other = 0; other < tokens; ++other)
@@ -67,31 +60,10 @@ EITHER uint32_t rank_of(const float *attribution, uint32_t token, uint32_t token
   return before;
 }
 
-// Sums and sums of squares of one token, copy after copy, as Tally adds them.
-EITHER void add_moments(const float *attributions, uint32_t rows, uint32_t token, uint32_t tokens,
-                        double *sums, double *squares) {
-  double sum = sums[token], square = squares[token];
-  for (uint32_t row = 0; row < rows; ++row) {
-    const double value = attributions[(uint64_t)row * tokens + token];
-    sum += value;
-    square += value * value;
-  }
-  sums[token] = sum;
-  squares[token] = square;
+// What one copy adds to Σ ln(1 + bet·x) (bounds.LogWealth).
+__device__ static double logarithm(double value, double bet) {
+  return log1p(bet * (value < 1.0 ? value : 1.0));
 }
-
-// Σ ln(1 + bet·x) of one bet on one token (bounds.LogWealth).
-EITHER void add_wealth(const float *attributions, uint32_t rows, uint32_t token, uint32_t tokens,
-                       double bet, double *wealth) {
-  double logarithms = *wealth;
-  for (uint32_t row = 0; row < rows; ++row) {
-    const double value = attributions[(uint64_t)row * tokens + token];
-    logarithms += log1p(bet * (value < 1.0 ? value : 1.0));
-  }
-  *wealth = logarithms;
-}
-
-#ifdef __CUDACC__
 
 // Grid (blocks of elements, rows).
 extern "C" __global__ void draw_copies(float *noisy, const float *pixels, float sigma, uint64_t seed,
@@ -124,48 +96,31 @@ extern "C" __global__ void count_classes(const float *logits, uint32_t rows, uin
   atomicAdd(counts + largest(values, classes), 1ull);
 }
 
-// Grid (blocks of tokens, 1 + bets): row 0 adds moments, the others one bet each.
+// Grid (blocks of 32 tokens, 1 + bets), blocks of (32 tokens, 32 rows): row 0 of the grid adds moments, the
+// others one bet each. Logarithms take long and are taken side by side; they are added copy after copy, as
+// Tally adds them.
 extern "C" __global__ void add_attributions(const float *attributions, uint32_t rows, uint32_t tokens,
                                             double *sums, double *squares, const double *bets,
                                             double *wealth) {
-  const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
-  if (token >= tokens) return;
-  if (blockIdx.y == 0) {
-    add_moments(attributions, rows, token, tokens, sums, squares);
-  } else {
-    const uint32_t bet = blockIdx.y - 1;
-    add_wealth(attributions, rows, token, tokens, bets[bet], wealth + (uint64_t)bet * tokens + token);
-  }
-}
-
-#else
-
-extern "C" {
-
-void draw_copies(float *noisy, const float *pixels, float sigma, uint64_t seed, uint64_t first, uint32_t rows,
-                 uint32_t size) {
-  for (uint32_t row = 0; row < rows; ++row)
-    for (uint32_t block = 0; 4 * block < size; ++block)
-      draw_block(noisy + (uint64_t)row * size, pixels, sigma, seed, first + row, block, size);
-}
-
-void reduce(const float *logits, const float *attributions, uint32_t rows, uint32_t classes, uint32_t tokens,
-            const uint32_t *sizes, uint32_t kinds, const double *bets, uint32_t bet_count, Count *counts,
-            Count *votes, double *sums, double *squares, double *wealth) {
-  for (uint32_t row = 0; row < rows; ++row) {
-    counts[largest(logits + (uint64_t)row * classes, classes)] += 1;
-    for (uint32_t token = 0; token < tokens; ++token) {
-      const uint32_t rank = rank_of(attributions + (uint64_t)row * tokens, token, tokens);
-      for (uint32_t kind = 0; kind < kinds; ++kind) votes[(uint64_t)kind * tokens + token] += rank < sizes[kind];
+  __shared__ double terms[32][32];
+  const uint32_t token = blockIdx.x * 32 + threadIdx.x, bet = blockIdx.y - 1;
+  const bool moments = blockIdx.y == 0, adds = threadIdx.y == 0 && token < tokens;
+  double *target = moments ? sums + token : wealth + (uint64_t)bet * tokens + token;
+  double sum = adds ? *target : 0.0, square = adds && moments ? squares[token] : 0.0;
+  for (uint32_t first = 0; first < rows; first += 32) {
+    const uint32_t row = first + threadIdx.y;
+    if (row < rows && token < tokens) {
+      const double value = attributions[(uint64_t)row * tokens + token];
+      terms[threadIdx.y][threadIdx.x] = moments ? value : logarithm(value, bets[bet]);
     }
+    __syncthreads();
+    for (uint32_t i = 0; adds && i < 32 && first + i < rows; ++i) {
+      const double term = terms[i][threadIdx.x];
+      sum += term;
+      square += term * term;
+    }
+    __syncthreads();
   }
-  for (uint32_t token = 0; token < tokens; ++token) {
-    add_moments(attributions, rows, token, tokens, sums, squares);
-    for (uint32_t bet = 0; bet < bet_count; ++bet)
-      add_wealth(attributions, rows, token, tokens, bets[bet], wealth + (uint64_t)bet * tokens + token);
-  }
+  if (adds) *target = sum;
+  if (adds && moments) squares[token] = square;
 }
-
-}  // extern "C"
-
-#endif

@@ -1,7 +1,6 @@
 """DeviceSmoother against Smoother, with host memory standing in for a GPU's: the kernels' source built
 for the host does the counting, and ONNX Runtime is bound to the same addresses."""
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,57 +13,28 @@ from fvit.engines.base import Memory, open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.device import Accumulators, DeviceSmoother
 from fvit.runtime.smoother import Section, Smoother, Tally, noisy_copies
-from tests.runtime.conftest import pointer
+from tests.runtime.conftest import HostGpu
 
 BATCH = 8
 
 
-class HostDevice:
-    """The device interface over NumPy arrays."""
+class HostDevice(HostGpu):
+    """With NumPy's own noise: the kernels' differs in the last bit, which test_kernels.py looks at."""
 
-    def __init__(self, kernels: ctypes.CDLL) -> None:
-        self.kernels = kernels
-        self.arrays: list[NDArray[np.generic]] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
-        array: NDArray[np.generic] = np.empty(shape, dtype)
-        array.reshape(-1).view(np.uint8).fill(0xFF)  # nothing may be read before it is written
-        self.arrays.append(array)
-        return Memory(array.ctypes.data, shape, array.dtype, array)
-
-    def upload(self, memory: Memory, values: NDArray[np.generic]) -> None:
-        memory.owner[...] = values
-
-    def download(self, memory: Memory) -> NDArray[np.generic]:
-        found: NDArray[np.generic] = memory.owner.copy()
-        return found
-
-    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        return work
+    def __init__(self, gpu: HostGpu) -> None:
+        super().__init__(gpu._library)
 
     def draw(
         self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
     ) -> None:
-        # NumPy's own noise: the kernels' differs in the last bit, which test_kernels.py looks at.
         assert row + len(copies) <= noisy.shape[0]
         drawn = noisy_copies(pixels.owner, copies, sigma=sigma, seed=seed)
         noisy.owner[row : row + len(copies)] = drawn
 
-    def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
-        scores, shares = logits.owner[rows.start : rows.stop], attribution.owner[rows.start : rows.stop]
-        if not (np.isfinite(scores).all() and np.isfinite(shares).all()):
-            into.unfit.owner[0] = 1
-        self.kernels.reduce(
-            pointer(scores), pointer(shares), len(rows), scores.shape[1], shares.shape[1],
-            pointer(into.sizes.owner), len(into.sizes.owner), pointer(into.bets.owner),
-            len(into.bets.owner), pointer(into.counts.owner), pointer(into.votes.owner),
-            pointer(into.sums.owner), pointer(into.squares.owner), pointer(into.wealth.owner),
-        )  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def device(host_kernels: ctypes.CDLL) -> HostDevice:
-    return HostDevice(host_kernels)
+def device(host_gpu: HostGpu) -> HostDevice:
+    return HostDevice(host_gpu)
 
 
 def _on_device(
@@ -137,7 +107,7 @@ def test_predicting_needs_no_votes(vit: fvit.FaithfulViT, device: HostDevice, sa
 
 
 def test_values_that_are_not_finite_are_refused(
-    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path]
+    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
 ) -> None:
     class Broken(HostDevice):
         def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
@@ -145,14 +115,14 @@ def test_values_that_are_not_finite_are_refused(
             super().reduce(logits, attribution, rows=rows, into=into)
 
     with pytest.raises(FvitError, match="not finite"):
-        _on_device(vit, Broken(host_kernels)).certify(samples[0], n0=8, n=24)
+        _on_device(vit, Broken(host_gpu)).certify(samples[0], n0=8, n=24)
 
 
 class Recorded(HostDevice):
     """Notes every transfer between host and device, and what is captured."""
 
-    def __init__(self, kernels: ctypes.CDLL) -> None:
-        super().__init__(kernels)
+    def __init__(self, gpu: HostGpu) -> None:
+        super().__init__(gpu)
         self.transfers: list[tuple[str, int]] = []
         self.captures = 0
 
@@ -170,12 +140,12 @@ class Recorded(HostDevice):
 
 
 def test_what_crosses_to_the_host_does_not_grow_with_the_copies(
-    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path]
+    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
 ) -> None:
     """One image up, the counts down; no copy of the image ever."""
     seen = []
     for n in (24, 240):
-        device = Recorded(host_kernels)
+        device = Recorded(host_gpu)
         _on_device(vit, device).certify(samples[0], n0=8, n=n, alpha=0.1)
         seen.append(device.transfers)
     assert seen[0] == seen[1]
@@ -185,10 +155,10 @@ def test_what_crosses_to_the_host_does_not_grow_with_the_copies(
 
 
 def test_networks_are_captured_once_and_only_where_every_engine_allows_it(
-    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path]
+    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
 ) -> None:
     for capturable, captures in ((True, 1), (False, 0)):
-        device = Recorded(host_kernels)
+        device = Recorded(host_gpu)
         there = _on_device(vit, device, capturable=(True, capturable))
         for _ in range(2):
             there.certify(samples[0], n0=8, n=40, alpha=0.1)
@@ -198,8 +168,8 @@ def test_networks_are_captured_once_and_only_where_every_engine_allows_it(
 class Small(HostDevice):
     """Has memory for so many rows of noisy copies, and for fewer once the networks run."""
 
-    def __init__(self, kernels: ctypes.CDLL, *, rows: int, rows_that_run: int) -> None:
-        super().__init__(kernels)
+    def __init__(self, gpu: HostGpu, *, rows: int, rows_that_run: int) -> None:
+        super().__init__(gpu)
         self.most, self.rows_that_run, self.placed = rows, rows_that_run, 0
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
@@ -224,13 +194,11 @@ class Small(HostDevice):
 
 @pytest.mark.parametrize(("rows", "rows_that_run"), [(8, 8), (4, 4), (8, 4), (4, 2), (3, 1)])
 def test_out_of_memory_halves_the_rows_and_changes_no_copy(
-    vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL, samples: list[Path], rows: int, rows_that_run: int
+    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path], rows: int, rows_that_run: int
 ) -> None:
     """Where the copies are drawn, and again in the middle of a run."""
     host = fvit.load(vit.bundle.folder, batch=BATCH)
-    there = _on_device(
-        vit, Small(host_kernels, rows=rows, rows_that_run=rows_that_run), capturable=(True, True)
-    )
+    there = _on_device(vit, Small(host_gpu, rows=rows, rows_that_run=rows_that_run), capturable=(True, True))
     one, other = (each.certify(samples[0], n0=12, n=61, alpha=0.05) for each in (host, there))
     assert there._smoother.rows <= min(rows, rows_that_run)
     assert one.copies_drawn == other.copies_drawn
@@ -239,6 +207,6 @@ def test_out_of_memory_halves_the_rows_and_changes_no_copy(
     assert np.allclose(one.attention.smoothed, other.attention.smoothed)
 
 
-def test_a_device_without_room_for_one_row_says_so(vit: fvit.FaithfulViT, host_kernels: ctypes.CDLL) -> None:
+def test_a_device_without_room_for_one_row_says_so(vit: fvit.FaithfulViT, host_gpu: HostGpu) -> None:
     with pytest.raises(OutOfMemory, match="no memory for 1 copies"):
-        _on_device(vit, Small(host_kernels, rows=0, rows_that_run=0))
+        _on_device(vit, Small(host_gpu, rows=0, rows_that_run=0))

@@ -1,6 +1,6 @@
-"""The CUDA source, built for the host, against NumPy; and its compilation by nvcc where there is one."""
+"""The CUDA kernels, built for the host and launched as on a GPU, against NumPy; and their compilation by nvcc
+where there is one."""
 
-import ctypes
 import shutil
 from pathlib import Path
 
@@ -10,37 +10,34 @@ from numpy.typing import NDArray
 
 from fvit.errors import FvitError
 from fvit.runtime import kernels, noise
-from fvit.runtime.bounds import LogWealth
+from fvit.runtime.device import Accumulators
 from fvit.runtime.smoother import Tally, noisy_copies
-from tests.runtime.conftest import pointer
+from tests.runtime.conftest import HostGpu
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
 def _drawn(
-    host_kernels: ctypes.CDLL, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
+    gpu: HostGpu, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
 ) -> NDArray[np.float32]:
-    noisy = np.full((len(copies), *pixels.shape), np.nan, np.float32)
-    host_kernels.draw_copies(
-        pointer(noisy), pointer(pixels), ctypes.c_float(sigma), ctypes.c_uint64(seed),
-        ctypes.c_uint64(copies.start), ctypes.c_uint32(len(copies)), ctypes.c_uint32(pixels.size),
-    )  # fmt: skip
-    return noisy
+    noisy = gpu.allocate((1 + len(copies), *pixels.shape), np.float32)
+    gpu.draw(noisy, row=1, pixels=gpu.put(pixels), copies=copies, sigma=sigma, seed=seed)
+    drawn = gpu.download(noisy)
+    assert np.isnan(drawn[0]).all()
+    return drawn[1:].astype(np.float32)
 
 
 @pytest.mark.parametrize(("seed", "first"), [(0, 0), (2**64 - 1, 5), (123456789012, 2**32 - 3), (7, 2**40)])
-def test_noise_equals_numpys(host_kernels: ctypes.CDLL, seed: int, first: int) -> None:
+def test_noise_equals_numpys(host_gpu: HostGpu, seed: int, first: int) -> None:
     """10⁶ values; the seed's and the index's upper words count."""
     zeros = np.zeros(100_000, np.float32)
-    found = _drawn(host_kernels, zeros, range(first, first + 10), sigma=1.0, seed=seed)
+    found = _drawn(host_gpu, zeros, range(first, first + 10), sigma=1.0, seed=seed)
     expected = noise.draw(np.arange(first, first + 10), size=zeros.size, seed=seed)
     assert np.abs(found - expected).max() <= 2e-6
 
 
-def test_noise_is_standard_normal_to_its_tails(host_kernels: ctypes.CDLL) -> None:
-    values = _drawn(host_kernels, np.zeros(100_000, np.float32), range(40), sigma=1.0, seed=11).astype(
-        np.float64
-    )
+def test_noise_is_standard_normal_to_its_tails(host_gpu: HostGpu) -> None:
+    values = _drawn(host_gpu, np.zeros(100_000, np.float32), range(40), sigma=1.0, seed=11).astype(np.float64)
     n = values.size
     assert abs(values.mean()) < 5 / np.sqrt(n)
     assert abs(values.var() - 1) < 5 * np.sqrt(2 / n)
@@ -51,39 +48,47 @@ def test_noise_is_standard_normal_to_its_tails(host_kernels: ctypes.CDLL) -> Non
             assert abs(beyond.mean() - tail) < 5 * np.sqrt(tail / n)
 
 
-def test_copies_equal_numpys_at_a_size_that_blocks_do_not_divide(host_kernels: ctypes.CDLL) -> None:
+def test_copies_equal_numpys_at_a_size_that_blocks_do_not_divide(host_gpu: HostGpu) -> None:
     pixels = np.random.default_rng(0).random((3, 7, 11), np.float32)
-    found = _drawn(host_kernels, pixels, range(3, 9), sigma=0.25, seed=5)
+    found = _drawn(host_gpu, pixels, range(3, 9), sigma=0.25, seed=5)
     assert np.abs(found - noisy_copies(pixels, range(3, 9), sigma=0.25, seed=5)).max() <= 1e-6
 
 
 @pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
-def test_reductions_equal_the_tallys(host_kernels: ctypes.CDLL, rows: int, classes: int, tokens: int) -> None:
-    """Counts, votes, sums and squares to the last bit, ties and values above 1 included."""
+def test_reductions_equal_the_tallys(host_gpu: HostGpu, rows: int, classes: int, tokens: int) -> None:
+    """Counts, votes, sums and squares to the last bit, ties and values above 1 included; logarithms to the
+    rounding of two libraries."""
     rng = np.random.default_rng(rows)
     logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
     attribution = (rng.gamma(0.3, size=(rows, tokens)) / 3).round(2).astype(np.float32)
-    sizes = (1, 3, min(10, tokens))
-    expected = Tally(classes, tokens, sizes)
-    expected.add(logits[: rows // 2], attribution[: rows // 2])
-    expected.add(logits[rows // 2 :], attribution[rows // 2 :])
-
-    bets = np.concatenate([LogWealth.LOWER, -LogWealth.UPPER])
-    counts, votes = np.zeros(classes, np.uint64), np.zeros((3, tokens), np.uint64)
-    sums, squares = np.zeros(tokens), np.zeros(tokens)
-    wealth = np.zeros((len(bets), tokens))
-    host_kernels.reduce(
-        pointer(logits), pointer(attribution), rows, classes, tokens,
-        pointer(np.array(sizes, np.uint32)), len(sizes), pointer(bets), len(bets),
-        pointer(counts), pointer(votes), pointer(sums), pointer(squares), pointer(wealth),
+    expected, found = (Tally(classes, tokens, (1, 3, min(10, tokens))) for _ in range(2))
+    scores, shares, there = (
+        host_gpu.put(logits), host_gpu.put(attribution), Accumulators.of(found, host_gpu)
     )  # fmt: skip
-    assert np.array_equal(counts, expected.counts)
-    assert np.array_equal(votes, expected.votes)
-    assert np.array_equal(sums, expected.sums)
-    assert np.array_equal(squares, expected.squares)
-    known = LogWealth(tokens)
-    known.add(attribution.astype(np.float64))
-    assert np.allclose(wealth, known.logarithms, rtol=1e-12, atol=1e-12)
+    half = rows // 2
+    for part in (range(half), range(half, rows)):
+        if part:
+            expected.add(logits[part.start : part.stop], attribution[part.start : part.stop])
+            host_gpu.reduce(scores, shares, rows=part, into=there)
+    there.into(found, host_gpu, copies=rows)
+    for field in ("counts", "votes", "sums", "squares"):
+        assert np.array_equal(getattr(found, field), getattr(expected, field))
+    assert np.allclose(found.wealth.logarithms, expected.wealth.logarithms, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("where", ["logits", "attribution"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_noticed(host_gpu: HostGpu, where: str, value: float) -> None:
+    values = {"logits": np.zeros((5, 7), np.float32), "attribution": np.full((5, 9), 1 / 9, np.float32)}
+    values[where][3, 6] = value
+    tally = Tally(7, 9, (2,))
+    there = Accumulators.of(tally, host_gpu)
+    scores, shares = (host_gpu.put(values[name]) for name in ("logits", "attribution"))
+    host_gpu.reduce(scores, shares, rows=range(3), into=there)
+    assert host_gpu.download(there.unfit)[0] == 0
+    host_gpu.reduce(scores, shares, rows=range(3, 5), into=there)
+    with pytest.raises(FvitError, match="not finite"):
+        there.into(tally, host_gpu, copies=5)
 
 
 @needs_nvcc
