@@ -323,6 +323,10 @@ def main(
         list[str] | None, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0; all on one device.")
     ] = None,
     model: Annotated[str, typer.Option(help="demo, vit-b or vit-b-adm.")] = "demo",
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(help="fp32, fp16, int8; all that the device is measured in unless told."),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Batch sizes.")] = None,
     n: Annotated[list[int] | None, typer.Option(help="Copies of the certificates that are timed.")] = None,
     repeats: Annotated[
@@ -342,7 +346,7 @@ def main(
 ) -> None:
     engines = engine or ["cpu"]
     on_cpu = engines == ["cpu"]
-    precisions = ["fp32", "int8"] if on_cpu else ["fp32", "fp16", "int8"]
+    precisions = precision or (["fp32", "int8"] if on_cpu else ["fp32", "fp16", "int8"])
     batches = batch or ([1, 8, 32] if on_cpu else [1, 16, 64, 256])
     result: dict[str, Any] = {
         "device": device_name(engines[0]), "machine": machine(), "model": model,
