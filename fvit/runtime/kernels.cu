@@ -1,9 +1,14 @@
-// Noise and reductions of noisy copies. nvcc makes the kernels; for the tests, a C++ compiler makes the same
-// for the host. Compile without contraction into fused multiply-adds (-fmad=false, -ffp-contract=off):
+// Noise and reductions of noisy copies. nvcc or NVRTC makes the kernels; for the tests, a C++ compiler
+// makes the same for the host. Compile without contraction into fused multiply-adds (-fmad=false, -ffp-contract=off):
 // noise.py rounds after every operation.
 
+#ifdef __CUDACC_RTC__  // NVRTC knows mathematics by itself, and has no headers
+typedef unsigned int uint32_t;
+typedef unsigned long long uint64_t;
+#else
 #include <math.h>
 #include <stdint.h>
+#endif
 
 typedef unsigned long long Count;
 

@@ -1,5 +1,5 @@
 """The CUDA kernels, built for the host and launched as on a GPU, against NumPy; and their compilation by nvcc
-where there is one."""
+and NVRTC where they are."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fvit.errors import FvitError
 from fvit.runtime import kernels, noise
 from fvit.runtime.device import Accumulators
+from fvit.runtime.gpu import KERNELS
 from fvit.runtime.smoother import Tally, noisy_copies
 from tests.runtime.conftest import HostGpu
 
@@ -110,8 +111,24 @@ def test_an_architecture_that_nvcc_does_not_know_is_one_clear_line(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_nvcc_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_nvcc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    with pytest.raises(FvitError, match="CUDA toolkit"):
+
+
+@pytest.mark.usefixtures("no_nvcc")
+@pytest.mark.skipif(kernels._nvrtc() is None, reason="needs NVRTC")
+def test_nvrtc_compiles_where_there_is_no_nvcc(tmp_path: Path) -> None:
+    cubin = kernels.compiled("sm_90", cache=tmp_path)
+    assert cubin.read_bytes()[:4] == b"\x7fELF"
+    assert all(name in cubin.read_bytes() for name in map(str.encode, KERNELS))
+    with pytest.raises(FvitError, match="sm_1 cannot be compiled: .*gpu-architecture"):
+        kernels.compiled("sm_1", cache=tmp_path)
+
+
+@pytest.mark.usefixtures("no_nvcc")
+def test_no_compiler_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_nvrtc", lambda: None)
+    with pytest.raises(FvitError, match="pip install nvidia-cuda-nvrtc .* CUDA toolkit"):
         kernels.compiled("sm_90", cache=tmp_path)
