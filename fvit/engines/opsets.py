@@ -31,8 +31,7 @@ def convert(graph: Path, target: Path, *, opset: int, batch: int) -> None:
     """
     onnx = require("onnx", extra="tensorrt", purpose="converting graphs for an older TensorRT")
     model = onnx.load(graph, load_external_data=False)
-    rewriting = _Rewriting(onnx, model, batch=batch)
-    rewriting.run()
+    _Rewriting(onnx, model, batch=batch).run()
     # Domains that a quantiser declares and no operator uses would stop the converter.
     used = {node.domain for node in model.graph.node}
     for entry in [entry for entry in model.opset_import if entry.domain and entry.domain not in used]:
@@ -122,12 +121,16 @@ class _Rewriting:
         return True
 
     def _shape(self, node: Any) -> bool:
-        sides = self._sides(node.input[0])
-        if sides is None:
-            return False
         bounds = {attribute.name: attribute.i for attribute in node.attribute}
-        part = sides[bounds.get("start", 0) : bounds.get("end", len(sides))]
-        self._add(np.array(part, np.int64), node.output[0])
+        start, end = bounds.get("start", 0), bounds.get("end", np.iinfo(np.int64).max)
+        if (sides := self._sides(node.input[0])) is not None:
+            self._add(np.array(sides[start:end], np.int64), node.output[0])
+        else:
+            edges = [f"{node.output[0]}/start", f"{node.output[0]}/end"]
+            for name, edge in zip(edges, (start, end), strict=True):
+                self._add(np.array([edge], np.int64), name)
+            part = [self._make(node, "Shape", list(node.input), "whole"), *edges]
+            self._nodes.append(self._onnx.helper.make_node("Slice", part, list(node.output), name=node.name))
         return True
 
     def _root(self, node: Any) -> bool:

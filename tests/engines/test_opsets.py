@@ -80,6 +80,24 @@ def test_both_forms_of_gelu_are_written_out(approximate: str, half: bool, tmp_pa
     assert np.abs(found - expected).max() <= (1e-2 if half else 1e-5)
 
 
+def test_a_part_of_a_shape_that_is_not_known_is_cut_out_of_the_whole(tmp_path: Path) -> None:
+    x = onnx.helper.make_tensor_value_info("x", 1, ["batch", 4])
+    y = onnx.helper.make_tensor_value_info("y", 7, [1])
+    nodes = [
+        onnx.helper.make_node("NonZero", ["x"], ["where"]),
+        onnx.helper.make_node("Shape", ["where"], ["y"], start=-1, end=2),
+    ]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(nodes, "g", [x], [y]), opset_imports=[onnx.helper.make_opsetid("", 20)]
+    )
+    onnx.save(model, tmp_path / "g.onnx")
+    convert(tmp_path / "g.onnx", tmp_path / "old.onnx", opset=OPSET, batch=3)
+    shapes = [node for node in onnx.load(tmp_path / "old.onnx").graph.node if node.op_type == "Shape"]
+    assert [{a.name: a.i for a in node.attribute} for node in shapes] in ([{}], [{"start": 0}])
+    values = np.eye(3, 4, dtype=np.float32)
+    assert open_engine(tmp_path / "old.onnx", device="cpu").run({"x": values})["y"] == [3]
+
+
 def test_an_operator_without_an_older_form_is_one_clear_line(tmp_path: Path) -> None:
     x, y = (onnx.helper.make_tensor_value_info(name, 1, [2, 3, 4, 4]) for name in "xy")
     node = onnx.helper.make_node("GroupNormalization", ["x", "s", "b"], ["y"], num_groups=3)
