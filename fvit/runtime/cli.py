@@ -56,8 +56,12 @@ def fvit_certify(
     ] = Aggregates.vote,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     batch: Annotated[
-        str, typer.Option(help="Copies a run of the engine takes; auto measures which is the fastest.")
-    ] = "32",
+        str | None,
+        typer.Option(
+            help="Copies a run of the engine takes: 32 unless told, or what its plans were built for; auto "
+            "measures which is the fastest."
+        ),
+    ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
     ] = "cpu",
@@ -94,7 +98,9 @@ def fvit_certify(
         raise typer.Exit(1)
 
 
-def _batch(said: str) -> Batch:
+def _batch(said: str | None) -> Batch | None:
+    if said is None:
+        return None
     if said == "auto":
         return "auto"
     if not said.lstrip("-").isdecimal():

@@ -27,16 +27,19 @@ ON_GPU = ("tensorrt", "ort-tensorrt", "cuda")
 
 Batch = int | Literal["auto"]
 
+BATCH = 32
+"""Copies a run of the engine takes unless told."""
 
-def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch = 32) -> FaithfulViT:
+
+def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch | None = None) -> FaithfulViT:
     """Open and verify a bundle and put its graphs on a device.
 
     device: "cpu"; "tensorrt:N", the plans that were built for GPU N; "ort-tensorrt:N" or "cuda:N", ONNX
     Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like, several GPUs that share the copies;
     or "auto", the first of tensorrt:0, ort-tensorrt:0, cuda:0 and cpu that works (the result's
-    `passed_over` says why not the others). batch: copies a run of the engine takes; "auto" measures which
-    is the fastest, once, and takes the largest that has plans on "tensorrt:N". Raises FvitError where the
-    bundle is missing or damaged, or the device cannot be used.
+    `passed_over` says why not the others). batch: copies a run of the engine takes: 32 unless told, and
+    "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that has plans. Raises
+    FvitError where the bundle is missing or damaged, or the device cannot be used.
     """
     opened = open_bundle(bundle)
     passed_over: list[str] = []
@@ -63,10 +66,10 @@ class Place:
     planned: int | None = None
 
 
-def _on(bundle: Bundle, *, device: str, batch: Batch) -> FaithfulViT:
+def _on(bundle: Bundle, *, device: str, batch: Batch | None) -> FaithfulViT:
     place = _on_cpu(bundle) if device == "cpu" else _on_gpus(bundle, device=device, batch=batch)
-    if batch == "auto":
-        batch = place.planned or _fastest(bundle, place, device=device)
+    if not isinstance(batch, int):
+        batch = place.planned or (BATCH if batch is None else _fastest(bundle, place, device=device))
     return FaithfulViT(bundle, place.pipeline, device=device, batch=batch, smoother=place.counter)
 
 
@@ -78,7 +81,7 @@ def _on_cpu(bundle: Bundle) -> Place:
     return Place(hardware, pipeline, lambda batch: Smoother(pipeline, batch=batch))
 
 
-def _on_gpus(bundle: Bundle, *, device: str, batch: Batch) -> Place:
+def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
     kind, _, numbers = device.partition(":")
     indices = numbers.split(",")
     if kind not in ON_GPU or not all(map(str.isdecimal, indices)) or len(set(indices)) < len(indices):
@@ -91,7 +94,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch) -> Place:
     gpus = [Gpu(int(index)) for index in indices]
     planned = None
     if kind == "tensorrt":
-        planned = min(gpu.largest_batch(bundle) for gpu in gpus) if batch == "auto" else batch
+        planned = batch if isinstance(batch, int) else min(gpu.largest_batch(bundle) for gpu in gpus)
     engines = [
         gpu.engines(bundle, device=f"{kind}:{index}", batch=planned)
         for gpu, index in zip(gpus, indices, strict=True)

@@ -1,6 +1,7 @@
 import pytest
 
-BATCH = 32
+BATCH = 24
+"""Of the plans: another than the default."""
 
 
 def _missing() -> str | None:

@@ -1,7 +1,7 @@
 """Plans, built and run: against ONNX Runtime on the CPU."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -40,8 +40,11 @@ def test_a_certificate_from_plans_equals_the_cpus(
     assert other.attention.radius_l2 == pytest.approx(one.attention.radius_l2, abs=0.02)
 
 
-def test_auto_takes_the_largest_batch_that_has_plans(planned: fvit.FaithfulViT) -> None:
-    assert fvit.load(planned.bundle.folder, device="tensorrt:0", batch="auto").batch == BATCH
+@pytest.mark.parametrize("said", [None, "auto"])
+def test_a_batch_that_is_not_given_is_the_largest_that_has_plans(
+    said: Literal["auto"] | None, planned: fvit.FaithfulViT
+) -> None:
+    assert fvit.load(planned.bundle.folder, device="tensorrt:0", batch=said).batch == BATCH
 
 
 def test_a_batch_without_a_plan_is_refused(planned: fvit.FaithfulViT) -> None:

@@ -35,6 +35,7 @@ def test_the_batch_is_measured_once_and_remembered(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert fvit.load(demo_bundle).batch == 32
     found = fvit.load(demo_bundle, batch="auto").batch
     assert found in SIZES
 
