@@ -90,7 +90,7 @@ def build_plan(bundle: Path, graph: Path, key: PlanKey, *, workspace: int, verbo
     plan = key.file(bundle, graph)
     major = int(trt.__version__.split(".")[0])
     logger = trt.Logger(trt.Logger.VERBOSE if verbose else trt.Logger.WARNING)
-    builder = trt.Builder(logger)
+    builder = _started(trt.Builder, logger)
     kinds = trt.NetworkDefinitionCreationFlag
     flags = 0
     if major < 10:  # networks know their batch always, from version 10 on
@@ -148,7 +148,7 @@ class TensorRTEngine(Engine):
     def __init__(self, plan: Path, *, device: str, gpu: AbstractContextManager[None], stream: int) -> None:
         trt = _tensorrt()
         self._gpu = gpu
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
+        self._runtime = _started(trt.Runtime, trt.Logger(trt.Logger.WARNING))
         with gpu:
             self._plan = self._runtime.deserialize_cuda_engine(plan.read_bytes())
             if self._plan is None:
@@ -224,6 +224,16 @@ class TensorRTEngine(Engine):
 
 def _tensorrt() -> Any:
     return require("tensorrt", extra="tensorrt", purpose="TensorRT plans")
+
+
+def _started(make: Callable[[Any], Any], logger: Any) -> Any:
+    """A builder or a runtime."""
+    try:
+        return make(logger)
+    except TypeError as error:  # how the bindings say that there is none
+        raise FvitError(
+            f"TensorRT {_tensorrt().__version__} cannot use this GPU or its driver: what it said is above"
+        ) from error
 
 
 def _write_whole(file: Path, content: bytes) -> None:
