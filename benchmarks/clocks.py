@@ -1,9 +1,11 @@
-"""When did a device pass a mark? One clock for each thing that can say it."""
+"""Work in a row, marked after each time; and when a device passed the marks: one clock for each thing that
+can say it."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,6 +13,19 @@ from numpy.typing import NDArray
 
 from fvit.extras import require
 from fvit.runtime.gpu import Gpu
+
+Run = Callable[[int, Callable[[], None]], None]
+"""Does its work so many times, calls the function that it is given after each, and waits for the device."""
+
+
+def in_a_row(work: Callable[[], object], *, wait: Callable[[], object]) -> Run:
+    def run(times: int, mark: Callable[[], None]) -> None:
+        for _ in range(times):
+            work()
+            mark()
+        wait()
+
+    return run
 
 
 class Clock(Protocol):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.clocks import Clock, WallClock
+from benchmarks.clocks import Clock, Run, WallClock, in_a_row
 from fvit.demo import models
 from fvit.export import adm
 from fvit.export.bundles import export_bundle
@@ -96,29 +96,20 @@ class TorchModel:
             mark()
         counts.tolist(), votes.tolist()
 
-    def stages(self, *, batch: int, k: int) -> dict[str, Callable[[int, Callable[[], None]], None]]:
-        """A call for each stage, which runs so many batches, calls a function after each, and waits for the
-        device."""
+    def stages(self, *, batch: int, k: int) -> dict[str, Run]:
         noisy = torch.rand(batch, *self.image_shape, device=self.device)
         images = torch.rand(batch, 3, *self.size, device=self.device)
-
-        def repeated(work: Callable[[], object]) -> Callable[[int, Callable[[], None]], None]:
-            def run(times: int, mark: Callable[[], None]) -> None:
-                with torch.no_grad():
-                    for _ in range(times):
-                        work()
-                        mark()
-                finish(self.device)
-
-            return run
 
         def pipeline(times: int, mark: Callable[[], None]) -> None:
             with torch.no_grad():
                 self.smooth(noisy[0], batch=batch, times=times, k=k, mark=mark)
 
+        def alone(work: Callable[[], object]) -> Run:
+            return in_a_row(torch.no_grad()(work), wait=lambda: finish(self.device))
+
         return {
-            "denoiser": repeated(lambda: self.denoise(noisy)),
-            "classifier": repeated(lambda: self.classifier(images)),
+            "denoiser": alone(lambda: self.denoise(noisy)),
+            "classifier": alone(lambda: self.classifier(images)),
             "pipeline": pipeline,
         }
 

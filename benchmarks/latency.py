@@ -27,7 +27,7 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
-from benchmarks.clocks import Clock, EventClock, WallClock
+from benchmarks.clocks import Clock, EventClock, Run, WallClock, in_a_row
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from fvit.errors import FvitError
@@ -44,24 +44,18 @@ NAMES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "ort-tensorrt": "ort-tenso
 WORKSPACE = 4 << 30
 IN_A_ROW = 10
 console = Console(stderr=True)
-Pixels = NDArray[np.float32]
-
-
-Run = Callable[[int, Callable[[], None]], object]
-Stages = Mapping[str, Run]
 
 
 @dataclass(frozen=True)
 class Way:
-    """Something that runs the pipeline at one batch. stages: calls that run so many batches, call the
-    function that they are given after each, and wait for the device; clock: makes what that function reads;
-    outside: the share of the pipeline's time outside the networks, megabytes: the device memory that it
-    holds, both where they are known."""
+    """Something that runs the pipeline at one batch. stages: what runs batches of each; clock: makes what
+    their marks read; outside: the share of the pipeline's time outside the networks, megabytes: the device
+    memory that it holds, both where they are known."""
 
     name: str
     precision: str
     batch: int
-    stages: Stages
+    stages: Mapping[str, Run]
     clock: Callable[[], Clock]
     outside: Callable[[], float | None]
     megabytes: Callable[[], float | None]
@@ -95,8 +89,7 @@ def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> It
                 now = free_megabytes(engine)
                 return None if before is None or now is None else before - now
 
-            stages, clock, outside = our_stages(vit)
-            yield Way(NAMES[engine.partition(":")[0]], precision, batch, stages, clock, outside, taken)
+            yield our_way(vit, name=NAMES[engine.partition(":")[0]], megabytes=taken)
 
 
 def placed(bundle: Path, *, engine: str, batch: int) -> FaithfulViT:
@@ -106,12 +99,9 @@ def placed(bundle: Path, *, engine: str, batch: int) -> FaithfulViT:
     return load(bundle, device=engine, batch=batch)
 
 
-def our_stages(
-    vit: FaithfulViT,
-) -> tuple[Stages, Callable[[], Clock], Callable[[], float | None]]:
-    """A Way's stages, clock and outside."""
+def our_way(vit: FaithfulViT, *, name: str, megabytes: Callable[[], float | None]) -> Way:
     pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
-    counter = vit._smoother
+    counter, precision = vit._smoother, vit.engine["precision"]
 
     def pipeline(times: int, mark: Callable[[], None]) -> None:
         tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (K,))
@@ -122,42 +112,23 @@ def our_stages(
     if not isinstance(counter, DeviceSmoother):
         noisy = np.repeat(pixels[None], vit.batch, axis=0)
         images = vit.pipeline.denoise(noisy, sigma=SIGMA)
-
-        def repeated(work: Callable[[], object]) -> Run:
-            def run(times: int, mark: Callable[[], None]) -> None:
-                for _ in range(times):
-                    work()
-                    mark()
-
-            return run
-
         stages = {
-            "denoiser": repeated(lambda: vit.pipeline.denoise(noisy, sigma=SIGMA)),
-            "classifier": repeated(lambda: vit.pipeline.classify(images)),
+            "denoiser": in_a_row(lambda: vit.pipeline.denoise(noisy, sigma=SIGMA), wait=lambda: None),
+            "classifier": in_a_row(lambda: vit.pipeline.classify(images), wait=lambda: None),
             "pipeline": pipeline,
         }
-        return stages, WallClock, lambda: None
+        return Way(name, precision, vit.batch, stages, WallClock, lambda: None, megabytes)
     assert isinstance(counter.device, Gpu)
     gpu, memory = counter.device, counter._memory
 
     def bound(part: int) -> Run:
         work = counter._engines[part].bind(memory)
         launch = gpu.captured(work) if counter._engines[part].capturable else work
-
-        def run(times: int, mark: Callable[[], None]) -> None:
-            for _ in range(times):
-                launch()
-                mark()
-            gpu.download(memory["sigma"])  # waits for the stream
-
-        return run
-
-    def clock() -> Clock:
-        return EventClock(gpu)
+        return in_a_row(launch, wait=lambda: gpu.download(memory["sigma"]))  # which waits for the stream
 
     def outside() -> float:
         """By events before and after the networks of every batch."""
-        networks, events = counter._networks, clock()
+        networks, events = counter._networks, EventClock(gpu)
 
         def between() -> None:
             events.mark()
@@ -173,7 +144,8 @@ def our_stages(
         return float(gaps[1::2].sum() / gaps.sum())
 
     pipeline(1, lambda: None)  # puts something in every input
-    return {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}, clock, outside
+    stages = {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}
+    return Way(name, precision, vit.batch, stages, lambda: EventClock(gpu), outside, megabytes)
 
 
 def free_megabytes(engine: str) -> float | None:

@@ -3,8 +3,8 @@
     python benchmarks/scaling.py BUNDLE
 
 Each point is a process of its own, so that its peak memory is its own. Copies go from 100 to 100,000;
-images and sizes are varied at 100 copies, batches at 1,024. Another image size exports
-the embedded denoiser at that size in front of the embedded classifier.
+images and sizes are varied at 100 copies, batches at 1,024. Another image size exports the embedded denoiser
+at that size in front of the embedded classifier.
 """
 
 from __future__ import annotations

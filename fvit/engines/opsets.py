@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,16 @@ class _Rewriting:
                     side.dim_value = batch
         del self._graph.value_info[:]  # what was known of a free batch
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-        self._types = {
-            value.name: value.type.tensor_type
-            for value in (*inferred.value_info, *inferred.input, *inferred.output)
-        }
+        values = [*inferred.value_info, *inferred.input, *inferred.output]
+        self._types = {value.name: value.type.tensor_type for value in values}
         self._constants = {tensor.name: tensor for tensor in self._graph.initializer}
+        for name, tensor in self._constants.items():
+            kind = onnx.helper.make_tensor_type_proto(tensor.data_type, tensor.dims)
+            self._types[name] = kind.tensor_type
         self._nodes: list[Any] = []
 
     def run(self) -> None:
-        written = {
+        written: dict[str, Callable[[Any], None]] = {
             "Gelu": self._gelu,
             "InstanceNormalization": self._instance_normalization,
             "Reciprocal": self._reciprocal,
@@ -83,13 +85,12 @@ class _Rewriting:
             "Sqrt": self._root,
         }
         for node in self._graph.node:
-            if node.op_type not in written or not written[node.op_type](node):
-                self._nodes.append(node)
+            written.get(node.op_type, self._keep)(node)
         del self._graph.node[:]
         self._graph.node.extend(self._nodes)
 
-    def _gelu(self, node: Any) -> bool:
-        (x,), (y,) = node.input, node.output
+    def _gelu(self, node: Any) -> None:
+        (x,) = node.input
         if any(attribute.s == b"tanh" for attribute in node.attribute):
             cube = self._make(node, "Mul", [self._make(node, "Mul", [x, x], "square"), x], "cube")
             small = self._make(node, "Mul", [cube, self._filled(0.044715, like=x)], "small")
@@ -101,49 +102,58 @@ class _Rewriting:
             curve = self._make(node, "Erf", [scaled], "erf")
         shifted = self._make(node, "Add", [curve, self._filled(1.0, like=x)], "shifted")
         gate = self._make(node, "Mul", [shifted, self._filled(0.5, like=x)], "gate")
-        self._nodes.append(self._onnx.helper.make_node("Mul", [x, gate], [y], name=node.name))
-        return True
+        self._replace(node, "Mul", [x, gate])
 
-    def _instance_normalization(self, node: Any) -> bool:
+    def _instance_normalization(self, node: Any) -> None:
         """Groups are exported as instances of [batch, groups, values], without scale and bias of their own:
         a layer normalisation of the values."""
         x, scale, bias = node.input
         sides = self._sides(x)
         if sides is None or len(sides) != 3 or not (self._is_all(scale, 1.0) and self._is_all(bias, 0.0)):
-            return False
+            self._keep(node)
+            return
         inputs = [x, self._filled(1.0, sides[2:], like=x), self._filled(0.0, sides[2:], like=x)]
         epsilon = {attribute.name: attribute.f for attribute in node.attribute}
-        self._nodes.append(
-            self._onnx.helper.make_node(
-                "LayerNormalization", inputs, list(node.output), name=node.name, axis=-1, **epsilon
-            )
-        )
-        return True
+        self._replace(node, "LayerNormalization", inputs, axis=-1, **epsilon)
 
-    def _shape(self, node: Any) -> bool:
+    def _shape(self, node: Any) -> None:
         bounds = {attribute.name: attribute.i for attribute in node.attribute}
         start, end = bounds.get("start", 0), bounds.get("end", np.iinfo(np.int64).max)
         if (sides := self._sides(node.input[0])) is not None:
             self._add(np.array(sides[start:end], np.int64), node.output[0])
+            return
+        edges = [f"{node.output[0]}/start", f"{node.output[0]}/end"]
+        for name, edge in zip(edges, (start, end), strict=True):
+            self._add(np.array([edge], np.int64), name)
+        self._replace(node, "Slice", [self._make(node, "Shape", list(node.input), "whole"), *edges])
+
+    def _root(self, node: Any) -> None:
+        (x,) = node.input
+        if self._sides(x) == ():
+            self._replace(node, "Pow", [x, self._filled(0.5, like=x)])
         else:
-            edges = [f"{node.output[0]}/start", f"{node.output[0]}/end"]
-            for name, edge in zip(edges, (start, end), strict=True):
-                self._add(np.array([edge], np.int64), name)
-            part = [self._make(node, "Shape", list(node.input), "whole"), *edges]
-            self._nodes.append(self._onnx.helper.make_node("Slice", part, list(node.output), name=node.name))
-        return True
+            self._keep(node)
 
-    def _root(self, node: Any) -> bool:
-        return self._of_scalar(node, "Pow", [node.input[0], self._filled(0.5, like=node.input[0])])
+    def _reciprocal(self, node: Any) -> None:
+        (x,) = node.input
+        if self._sides(x) == ():
+            self._replace(node, "Div", [self._filled(1.0, like=x), x])
+        else:
+            self._keep(node)
 
-    def _reciprocal(self, node: Any) -> bool:
-        return self._of_scalar(node, "Div", [self._filled(1.0, like=node.input[0]), node.input[0]])
+    def _keep(self, node: Any) -> None:
+        self._nodes.append(node)
 
-    def _of_scalar(self, node: Any, op: str, inputs: list[str]) -> bool:
-        if self._sides(node.input[0]) != ():
-            return False
-        self._nodes.append(self._onnx.helper.make_node(op, inputs, list(node.output), name=node.name))
-        return True
+    def _replace(self, node: Any, op: str, inputs: list[str], **attributes: Any) -> None:
+        """Another operator in a node's place."""
+        make = self._onnx.helper.make_node
+        self._nodes.append(make(op, inputs, list(node.output), name=node.name, **attributes))
+
+    def _make(self, node: Any, op: str, inputs: list[str], output: str) -> str:
+        """An operator before what replaces a node; returns the name of its output."""
+        made = f"{node.name or node.output[0]}/{output}"
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, [made], name=made))
+        return made
 
     def _sides(self, value: str) -> tuple[int, ...] | None:
         """The shape of a value; None where it is not known."""
@@ -151,11 +161,6 @@ class _Rewriting:
             return None
         sides = self._types[value].shape.dim
         return tuple(side.dim_value for side in sides) if all(side.dim_value for side in sides) else None
-
-    def _make(self, node: Any, op: str, inputs: list[str], output: str) -> str:
-        made = f"{node.name or node.output[0]}/{output}"
-        self._nodes.append(self._onnx.helper.make_node(op, inputs, [made], name=made))
-        return made
 
     def _filled(self, value: float, shape: tuple[int, ...] = (), *, like: str) -> str:
         """A constant of equal values in the type of `like`, a scalar unless told."""

@@ -114,12 +114,12 @@ def build_plan(bundle: Path, graph: Path, key: PlanKey, *, workspace: int, verbo
     if major < 10:
         for name in {"fp32": (), "fp16": ("FP16",), "int8": ("INT8",)}[key.precision]:
             config.set_flag(getattr(trt.BuilderFlag, name))
-    profile = builder.create_optimization_profile()
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    for tensor in (each for each in inputs if -1 in tuple(each.shape)):
-        whole = tuple(key.batch if side == -1 else side for side in tensor.shape)
-        profile.set_shape(tensor.name, whole, whole, whole)
-    if any(-1 in tuple(each.shape) for each in inputs):
+    if free := [tensor for tensor in inputs if -1 in tuple(tensor.shape)]:
+        profile = builder.create_optimization_profile()
+        for tensor in free:
+            whole = tuple(key.batch if side == -1 else side for side in tensor.shape)
+            profile.set_shape(tensor.name, whole, whole, whole)
         config.add_optimization_profile(profile)
     timings = plan.parent / f"{key.builder}.timings"
     cache = config.create_timing_cache(timings.read_bytes() if timings.is_file() else b"")

@@ -41,6 +41,13 @@ class Device(Protocol):
         """What launches again, as one CUDA graph, all that `work` puts on the stream."""
 
 
+def placed(values: NDArray[Any], device: Device) -> Memory:
+    """A copy of the values on the device. Raises OutOfMemory."""
+    memory = device.allocate(values.shape, values.dtype)
+    device.upload(memory, values)
+    return memory
+
+
 @dataclass(frozen=True, eq=False)
 class Accumulators:
     """A Tally's arrays on the device. counts [C] and votes [K,N] int64; sums, squares [N] and wealth
@@ -60,20 +67,15 @@ class Accumulators:
     def of(tally: Tally, device: Device) -> Accumulators:
         """On the device, with what the tally already holds."""
 
-        def placed(values: NDArray[Any]) -> Memory:
-            memory = device.allocate(values.shape, values.dtype)
-            device.upload(memory, values)
-            return memory
-
         return Accumulators(
-            counts=placed(tally.counts),
-            votes=placed(tally.votes),
-            sums=placed(tally.sums),
-            squares=placed(tally.squares),
-            wealth=placed(tally.wealth.logarithms),
-            sizes=placed(np.array(tally.sizes, np.uint32)),
-            bets=placed(LogWealth.BETS),
-            unfit=placed(np.zeros(1, np.int32)),
+            counts=placed(tally.counts, device),
+            votes=placed(tally.votes, device),
+            sums=placed(tally.sums, device),
+            squares=placed(tally.squares, device),
+            wealth=placed(tally.wealth.logarithms, device),
+            sizes=placed(np.array(tally.sizes, np.uint32), device),
+            bets=placed(LogWealth.BETS, device),
+            unfit=placed(np.zeros(1, np.int32), device),
         )
 
     def into(self, tally: Tally, device: Device, *, copies: int) -> None:
@@ -223,9 +225,7 @@ class DeviceSmoother:
         # The array is kept beside its copy, so that its id stays its own.
         if id(pixels) in known:
             return known[id(pixels)]
-        memory = self.device.allocate(pixels.shape, pixels.dtype)
-        self.device.upload(memory, pixels)
-        return pixels, memory
+        return pixels, placed(pixels, self.device)
 
 
 def _nothing() -> None:

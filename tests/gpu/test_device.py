@@ -8,6 +8,7 @@ import pytest
 
 import fvit
 from fvit.errors import FvitError, OutOfMemory
+from fvit.runtime.device import Accumulators, placed
 from fvit.runtime.smoother import Tally, noisy_copies
 
 
@@ -31,11 +32,7 @@ def on_gpu(demo_bundle: Path) -> fvit.FaithfulViT:
 def test_copies_equal_the_hosts(device: Any, first: int) -> None:
     pixels = np.random.default_rng(0).random((3, 61, 67), np.float32)
     copies = range(first, first + 90)
-    noisy, there = (
-        device.allocate((100, *pixels.shape), np.float32),
-        device.allocate(pixels.shape, np.float32),
-    )
-    device.upload(there, pixels)
+    noisy, there = device.allocate((100, *pixels.shape), np.float32), placed(pixels, device)
     device.draw(noisy, row=10, pixels=there, copies=copies, sigma=1.0, seed=2**63 + 1)
     found = device.download(noisy)[10:]
     assert np.abs(found - noisy_copies(pixels, copies, sigma=1.0, seed=2**63 + 1)).max() <= 2e-6
@@ -43,16 +40,12 @@ def test_copies_equal_the_hosts(device: Any, first: int) -> None:
 
 @pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
 def test_reductions_equal_the_tallys(device: Any, rows: int, classes: int, tokens: int) -> None:
-    from fvit.runtime.device import Accumulators
-
     rng = np.random.default_rng(rows)
     logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
     attribution = (rng.gamma(0.3, size=(rows, tokens)) / 3).round(2).astype(np.float32)
     expected, found = (Tally(classes, tokens, (1, 3)) for _ in range(2))
     expected.add(logits, attribution)
-    scores, shares = device.allocate(logits.shape, np.float32), device.allocate(attribution.shape, np.float32)
-    device.upload(scores, logits)
-    device.upload(shares, attribution)
+    scores, shares = placed(logits, device), placed(attribution, device)
     accumulators = Accumulators.of(found, device)
     half = rows // 2
     for part in (range(half), range(half, rows)):
@@ -149,10 +142,7 @@ def test_no_copy_of_an_image_reaches_the_host(
 
 def test_a_captured_graph_does_its_work_each_time_it_is_launched(device: Any) -> None:
     pixels = np.random.default_rng(1).random((3, 16, 16), np.float32)
-    noisy, there = (
-        device.allocate((4, *pixels.shape), np.float32),
-        device.allocate(pixels.shape, np.float32),
-    )
+    noisy, there = device.allocate((4, *pixels.shape), np.float32), placed(pixels, device)
     launch = device.captured(
         lambda: device.draw(noisy, row=0, pixels=there, copies=range(4), sigma=0.5, seed=3)
     )

@@ -36,11 +36,6 @@ class HostGpu(Gpu):
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         return work
 
-    def put(self, values: NDArray[np.generic]) -> Memory:
-        memory = self.allocate(values.shape, values.dtype)
-        self.upload(memory, values)
-        return memory
-
     def _launch(self, kernel: str, columns: int, rows: int, *arguments: object) -> None:
         grid, block = geometry(kernel, columns, rows)
         packed = struct.pack(KERNELS[kernel][0], *arguments)

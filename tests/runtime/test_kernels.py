@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fvit.errors import FvitError
 from fvit.runtime import kernels, noise
-from fvit.runtime.device import Accumulators
+from fvit.runtime.device import Accumulators, placed
 from fvit.runtime.gpu import KERNELS
 from fvit.runtime.smoother import Tally, noisy_copies
 from tests.runtime.conftest import HostGpu
@@ -22,7 +22,7 @@ def _drawn(
     gpu: HostGpu, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
 ) -> NDArray[np.float32]:
     noisy = gpu.allocate((1 + len(copies), *pixels.shape), np.float32)
-    gpu.draw(noisy, row=1, pixels=gpu.put(pixels), copies=copies, sigma=sigma, seed=seed)
+    gpu.draw(noisy, row=1, pixels=placed(pixels, gpu), copies=copies, sigma=sigma, seed=seed)
     drawn = gpu.download(noisy)
     assert np.isnan(drawn[0]).all()
     return drawn[1:].astype(np.float32)
@@ -63,9 +63,8 @@ def test_reductions_equal_the_tallys(host_gpu: HostGpu, rows: int, classes: int,
     logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
     attribution = (rng.gamma(0.3, size=(rows, tokens)) / 3).round(2).astype(np.float32)
     expected, found = (Tally(classes, tokens, (1, 3, min(10, tokens))) for _ in range(2))
-    scores, shares, there = (
-        host_gpu.put(logits), host_gpu.put(attribution), Accumulators.of(found, host_gpu)
-    )  # fmt: skip
+    scores, shares = placed(logits, host_gpu), placed(attribution, host_gpu)
+    there = Accumulators.of(found, host_gpu)
     half = rows // 2
     for part in (range(half), range(half, rows)):
         if part:
@@ -84,7 +83,7 @@ def test_a_value_that_is_not_finite_is_noticed(host_gpu: HostGpu, where: str, va
     values[where][3, 6] = value
     tally = Tally(7, 9, (2,))
     there = Accumulators.of(tally, host_gpu)
-    scores, shares = (host_gpu.put(values[name]) for name in ("logits", "attribution"))
+    scores, shares = (placed(values[name], host_gpu) for name in ("logits", "attribution"))
     host_gpu.reduce(scores, shares, rows=range(3), into=there)
     assert host_gpu.download(there.unfit)[0] == 0
     host_gpu.reduce(scores, shares, rows=range(3, 5), into=there)
