@@ -21,15 +21,16 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.keeping import publish, resumed
+from fvit.certificates.radii import lost_tokens
+from fvit.certificates.record import Certificate, top_tokens
+from fvit.certificates.tally import Tally
 from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import OneShotDenoiser, load_diffusers
-from fvit.runtime.certificates import lost_tokens
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.host import Section, Smoother
 from fvit.runtime.loading import load
-from fvit.runtime.record import Certificate, top_tokens
-from fvit.runtime.smoother import Section, Smoother, Tally
 
 Floats = NDArray[np.float32]
 

@@ -18,14 +18,16 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.keeping import RESULTS, publish, resumed
+from fvit.certificates.literature import exact_radius
+from fvit.certificates.radii import Aggregate, attention_radius
+from fvit.certificates.record import Terms, attention_claim, decide
+from fvit.certificates.tally import Tally
 from fvit.demo.data import compositions
 from fvit.extras import require
-from fvit.runtime.certificates import Aggregate, attention_radius, exact_radius
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.host import Section, Smoother
 from fvit.runtime.images import Picture
 from fvit.runtime.loading import load
-from fvit.runtime.record import Terms, attention_claim, decide
-from fvit.runtime.smoother import Section, Smoother, Tally
 
 FIXED = (100, 1000, 10_000)
 RADII = {"easy": 0.05, "typical": 0.2, "hard": 0.4}

@@ -19,12 +19,12 @@ import typer
 from rich.progress import track
 
 from benchmarks.keeping import RESULTS, publish
+from fvit.certificates.record import Terms, top_tokens
 from fvit.demo.data import Compositions, compositions, tokens_on_mask
 from fvit.engines.base import open_engine
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.record import Terms, top_tokens
-from fvit.runtime.smoother import DenoisedClassifier, Floats, Smoother, noisy_copies
+from fvit.runtime.host import DenoisedClassifier, Floats, Smoother, noisy_copies
 
 SEED = 77
 RADII = (0.0, 0.25, 0.5, 0.75)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvit.extras import require
-from fvit.runtime.gpu import Gpu
+from fvit.runtime.gpu.device import Gpu
 
 Run = Callable[[int, Callable[[], None]], None]
 """Does its work so many times, calls the function that it is given after each, and waits for the device."""

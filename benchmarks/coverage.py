@@ -19,15 +19,14 @@ import typer
 from numpy.typing import NDArray
 
 from benchmarks.keeping import publish
-from fvit.runtime.certificates import (
+from fvit.certificates.literature import exact_radius, published_radius
+from fvit.certificates.radii import (
     Aggregate,
     attention_radius,
     class_radius,
-    exact_radius,
-    published_radius,
 )
-from fvit.runtime.record import Terms, attention_claim, class_claim, decide
-from fvit.runtime.smoother import Tally
+from fvit.certificates.record import Terms, attention_claim, class_claim, decide
+from fvit.certificates.tally import Tally
 
 ALPHA, RUNS = 0.1, 2000
 TOKENS, K, BETA, SIGMA = 8, 3, 0.6, 0.5

@@ -30,14 +30,15 @@ from rich.console import Console
 from benchmarks.clocks import Clock, EventClock, Run, WallClock, in_a_row
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
-from fvit.runtime.device import DeviceSmoother
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.gpu import Gpu
+from fvit.runtime.gpu.counter import DeviceSmoother
+from fvit.runtime.gpu.device import Gpu
+from fvit.runtime.host import Section
 from fvit.runtime.loading import load
-from fvit.runtime.smoother import Section, Tally
 
 SIGMA, K, N0 = 0.25, 10, 100
 NAMES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "ort-tensorrt": "ort-tensorrt", "tensorrt": "tensorrt"}

@@ -16,11 +16,11 @@ import typer
 from rich.progress import track
 
 from benchmarks.keeping import publish
+from fvit.certificates.record import top_tokens
 from fvit.demo.data import Compositions, compositions
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.host import noisy_copies
 from fvit.runtime.loading import load
-from fvit.runtime.record import top_tokens
-from fvit.runtime.smoother import noisy_copies
 
 SIGMA, RADIUS, K = 0.25, 0.25, 10
 

@@ -23,10 +23,10 @@ from rich.progress import track
 
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine, peak_megabytes
+from fvit.certificates.record import Terms
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.loading import load
-from fvit.runtime.record import Terms
 
 POINTS: dict[str, tuple[int, ...]] = {
     "copies": (100, 1000, 10_000, 100_000),

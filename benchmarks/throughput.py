@@ -29,12 +29,13 @@ from benchmarks.contenders import classifier, diffusion, export
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from benchmarks.research_loop import ResearchLoop
+from fvit.certificates.tally import Tally
 from fvit.demo.data import compositions
 from fvit.engines.base import open_engine
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
+from fvit.runtime.host import DenoisedClassifier, Section, Smoother, noisy_copies
 from fvit.runtime.schedule import Schedule
-from fvit.runtime.smoother import DenoisedClassifier, Section, Smoother, Tally, noisy_copies
 
 SIGMA, K, BATCH = 0.25, 10, 32
 COPIES = {"demo": 64, "vit-b": BATCH}

@@ -10,15 +10,15 @@ Names are loaded on first use, so that importing the package costs next to nothi
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fvit.certificates.record import Certificate
     from fvit.errors import FvitError
     from fvit.runtime.faithful import FaithfulViT, Prediction
     from fvit.runtime.loading import load
-    from fvit.runtime.record import Certificate
 
 __all__ = ["Certificate", "FaithfulViT", "FvitError", "Prediction", "load"]
 
 _HOMES = {
-    "Certificate": "fvit.runtime.record",
+    "Certificate": "fvit.certificates.record",
     "FaithfulViT": "fvit.runtime.faithful",
     "FvitError": "fvit.errors",
     "Prediction": "fvit.runtime.faithful",

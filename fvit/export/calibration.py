@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from fvit.engines.base import open_engine
 from fvit.export.precision import Feeds
+from fvit.runtime.host import noisy_copies
 from fvit.runtime.images import find_images, read_image
 from fvit.runtime.schedule import Schedule
-from fvit.runtime.smoother import noisy_copies
 
 IMAGES = 64
 LEVELS = (0.25, 0.12, 0.5, 1.0)

@@ -112,7 +112,7 @@ def engine(
 ) -> None:
     """Build TensorRT plans of a bundle for the GPU at hand, in the bundle's precision."""
     from fvit.runtime.bundle import open_bundle
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     opened = open_bundle(bundle)
     kind, _, number = device.partition(":")

@@ -15,13 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from fvit import commands
+from fvit.certificates.record import Certificate, Terms
 from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture, find_images
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.loading import Batch, load
-from fvit.runtime.record import Certificate, Terms
 from fvit.runtime.replay import read_records, replay
 
 app = typer.Typer(add_completion=False)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fvit.certificates.radii import Aggregate, leads_clearly
+from fvit.certificates.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
 from fvit.runtime.bundle import Bundle
-from fvit.runtime.certificates import Aggregate, leads_clearly
+from fvit.runtime.host import CopyCounter, DenoisedClassifier, Section
 from fvit.runtime.images import ImageLike, Picture, read_image
-from fvit.runtime.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
-from fvit.runtime.smoother import CopyCounter, DenoisedClassifier, Section, Tally
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from fvit.certificates.record import Terms, terms_of
 from fvit.errors import FvitError
 from fvit.runtime.images import Picture
-from fvit.runtime.record import Terms, terms_of
 
 NAME = "certificates.jsonl"
 

@@ -11,16 +11,17 @@ from typing import Literal
 
 import numpy as np
 
+from fvit.certificates.tally import Tally
 from fvit.engines.base import Engine, open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
 from fvit.runtime.bundle import Bundle, open_bundle
-from fvit.runtime.device import Device, DeviceSmoother
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.kernels import cache_folder
+from fvit.runtime.gpu.counter import Device, DeviceSmoother
+from fvit.runtime.gpu.kernels import cache_folder
+from fvit.runtime.host import CopyCounter, DenoisedClassifier, Section, Smoother
 from fvit.runtime.schedule import Schedule
 from fvit.runtime.several import SharedSmoother
-from fvit.runtime.smoother import CopyCounter, DenoisedClassifier, Section, Smoother, Tally
 
 ON_GPU = ("tensorrt", "ort-tensorrt", "cuda")
 """What runs graphs on a GPU, in the order that "auto" tries."""
@@ -89,7 +90,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
             f"unknown device '{device}': use cpu, auto, or tensorrt:0, ort-tensorrt:0 or cuda:0 for the "
             "first GPU, cuda:0,1 for the first two"
         )
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     gpus = [Gpu(int(index)) for index in indices]
     planned = None

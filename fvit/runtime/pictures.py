@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from fvit.certificates.record import AttentionClaim, Certificate
 from fvit.extras import require
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.host import noisy_copies
 from fvit.runtime.images import Picture
-from fvit.runtime.record import AttentionClaim, Certificate
-from fvit.runtime.smoother import noisy_copies
 
 PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
 INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"

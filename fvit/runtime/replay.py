@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fvit.certificates.record import terms_of
 from fvit.errors import FvitError
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.journal import parsed
-from fvit.runtime.record import terms_of
 
 NOT_COMPARED = ("image", "engine", "bundle", "seconds")
 """What a record says of where it was made, not of what holds."""

@@ -9,7 +9,7 @@ from threading import Event
 from typing import Any
 
 from fvit.errors import FvitError
-from fvit.runtime.smoother import CopyCounter, Section
+from fvit.runtime.host import CopyCounter, Section
 
 
 class SharedSmoother:

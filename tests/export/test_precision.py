@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import fvit
+from fvit.certificates.record import top_tokens
 from fvit.demo.data import compositions
 from fvit.engines.base import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, halve, quantise
-from fvit.runtime.record import top_tokens
-from fvit.runtime.smoother import noisy_copies
+from fvit.runtime.host import noisy_copies
 
 
 @pytest.mark.parametrize("explanation", ["rollout", "gradient-rollout"])

@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 import fvit
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError, OutOfMemory
-from fvit.runtime.device import Accumulators, placed
-from fvit.runtime.smoother import Tally, noisy_copies
+from fvit.runtime.gpu.counter import Accumulators, placed
+from fvit.runtime.host import noisy_copies
 
 
 @pytest.fixture(scope="module")
 def device() -> Any:
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     return Gpu(0)
 
@@ -98,7 +99,7 @@ def test_memory_that_another_thread_drops_is_freed(device: Any) -> None:
 def test_out_of_memory_halves_the_rows_and_changes_no_copy(
     on_gpu: fvit.FaithfulViT, samples: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     expected = on_gpu.certify(samples[0], n=200)
     allocate = Gpu.allocate
@@ -120,7 +121,7 @@ def test_out_of_memory_halves_the_rows_and_changes_no_copy(
 def test_no_copy_of_an_image_reaches_the_host(
     on_gpu: fvit.FaithfulViT, samples: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     down: list[int] = []
     download = Gpu.download

@@ -9,7 +9,7 @@ import pytest
 import fvit
 from fvit.errors import FvitError
 from fvit.runtime.bundle import open_bundle
-from fvit.runtime.smoother import noisy_copies
+from fvit.runtime.host import noisy_copies
 from tests.gpu.conftest import BATCH
 
 pytest.importorskip("tensorrt")
@@ -17,7 +17,7 @@ pytest.importorskip("tensorrt")
 
 @pytest.fixture(scope="module")
 def planned(demo_bundle: Path) -> fvit.FaithfulViT:
-    from fvit.runtime.gpu import Gpu
+    from fvit.runtime.gpu.device import Gpu
 
     Gpu(0).build_plans(open_bundle(demo_bundle), batch=BATCH, workspace=1 << 30)
     return fvit.load(demo_bundle, device="tensorrt:0", batch=BATCH)

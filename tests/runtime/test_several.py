@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import fvit
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
+from fvit.runtime.host import CopyCounter, Section, Smoother
 from fvit.runtime.several import SharedSmoother
-from fvit.runtime.smoother import CopyCounter, Section, Smoother, Tally
 
 BATCH = 8
 

@@ -7,10 +7,11 @@ import pytest
 from scipy.stats import norm
 
 import fvit
+from fvit.certificates.record import Terms, class_claim
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
+from fvit.runtime.host import Section, Smoother, noisy_copies
 from fvit.runtime.images import read_image
-from fvit.runtime.record import Terms, class_claim
-from fvit.runtime.smoother import Section, Smoother, Tally, noisy_copies
 
 Floats = np.ndarray
 

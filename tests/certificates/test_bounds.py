@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from fvit.runtime.bounds import LogWealth, clopper_pearson
+from fvit.certificates.bounds import LogWealth, clopper_pearson
 
 
 @pytest.mark.parametrize("alpha", [0.05, 1e-3, 1e-6])

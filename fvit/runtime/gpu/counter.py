@@ -12,11 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fvit.certificates.bounds import LogWealth
+from fvit.certificates.tally import Tally
 from fvit.engines.base import Engine, Memory
 from fvit.errors import FvitError, OutOfMemory
-from fvit.runtime.bounds import LogWealth
+from fvit.runtime.host import Batch, Floats, Section, batches
 from fvit.runtime.schedule import Schedule
-from fvit.runtime.smoother import Batch, Floats, Section, Tally, batches
 
 
 class Device(Protocol):

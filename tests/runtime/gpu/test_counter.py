@@ -9,11 +9,12 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 
 import fvit
+from fvit.certificates.tally import Tally
 from fvit.engines.base import Memory, open_engine
 from fvit.errors import FvitError, OutOfMemory
-from fvit.runtime.device import Accumulators, DeviceSmoother
-from fvit.runtime.smoother import Section, Smoother, Tally, noisy_copies
-from tests.runtime.conftest import HostGpu
+from fvit.runtime.gpu.counter import Accumulators, DeviceSmoother
+from fvit.runtime.host import Section, Smoother, noisy_copies
+from tests.runtime.gpu.conftest import HostGpu
 
 BATCH = 8
 

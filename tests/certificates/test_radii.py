@@ -6,17 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fvit.runtime.certificates import (
+from fvit.certificates.literature import exact_radius, mirrored_radius, published_radius
+from fvit.certificates.radii import (
     Aggregate,
     attention_radius,
     class_radius,
-    exact_radius,
     faithful_radius,
     leads_clearly,
     linf_radius,
     lost_tokens,
-    mirrored_radius,
-    published_radius,
     renyi_divergence,
     token_radii,
 )

@@ -25,9 +25,9 @@ from fvit.engines.tensorrt import (
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 from fvit.runtime.bundle import Bundle
-from fvit.runtime.capture import CudaGraph
-from fvit.runtime.device import Accumulators
-from fvit.runtime.kernels import cache_folder, compiled
+from fvit.runtime.gpu.counter import Accumulators
+from fvit.runtime.gpu.graph import CudaGraph
+from fvit.runtime.gpu.kernels import cache_folder, compiled
 
 KERNELS = {
     "draw_copies": ("PPfQQI", (128, 1, 1)),

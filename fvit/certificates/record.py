@@ -10,20 +10,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.errors import FvitError
-from fvit.runtime.bounds import clopper_pearson
-from fvit.runtime.certificates import (
+from fvit.certificates.bounds import clopper_pearson
+from fvit.certificates.literature import published_radius
+from fvit.certificates.radii import (
     Aggregate,
     attention_radii,
     attention_radius,
     class_radius,
     linf_radius,
     lost_tokens,
-    published_radius,
     renyi_divergence,
     token_radii,
 )
-from fvit.runtime.smoother import Tally
+from fvit.certificates.tally import Tally
+from fvit.errors import FvitError
 
 ORDER = 2.0
 """The Rényi order at which a record states its divergence; the bound is linear in the order."""

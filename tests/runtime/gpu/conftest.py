@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import DTypeLike, NDArray
 
 from fvit.engines.base import Memory
-from fvit.runtime import kernels
-from fvit.runtime.gpu import KERNELS, Gpu, geometry
+from fvit.runtime.gpu import kernels
+from fvit.runtime.gpu.device import KERNELS, Gpu, geometry
 
 
 class HostGpu(Gpu):

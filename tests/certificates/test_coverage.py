@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.coverage import ALPHA, RUNS, certificates, decisions, published, terms
-from fvit.runtime.certificates import Aggregate
+from fvit.certificates.radii import Aggregate
 
 SLACK = 3 * math.sqrt(ALPHA * (1 - ALPHA) / RUNS)
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
-from fvit.runtime import kernels, noise
-from fvit.runtime.device import Accumulators, placed
-from fvit.runtime.gpu import KERNELS
-from fvit.runtime.smoother import Tally, noisy_copies
-from tests.runtime.conftest import HostGpu
+from fvit.runtime import noise
+from fvit.runtime.gpu import kernels
+from fvit.runtime.gpu.counter import Accumulators, placed
+from fvit.runtime.gpu.device import KERNELS
+from fvit.runtime.host import noisy_copies
+from tests.runtime.gpu.conftest import HostGpu
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 

@@ -1,0 +1,1 @@
+"""Draws and counts noisy copies on NVIDIA devices."""
