@@ -9,3 +9,7 @@ class FvitError(Exception):
 
 class OutOfMemory(FvitError):
     """A device has no memory left for what was asked of it; half as much at once may still fit."""
+
+
+class DeviceLost(FvitError):
+    """A device has failed for good: what it was given has to be done elsewhere."""
