@@ -21,7 +21,7 @@ from rich.progress import track
 from benchmarks.keeping import RESULTS, publish
 from fvit.certificates.record import Terms, top_tokens
 from fvit.demo.data import Compositions, compositions, tokens_on_mask
-from fvit.engines.base import open_engine
+from fvit.engines.opening import open_engine
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.host import DenoisedClassifier, Floats, Smoother, noisy_copies

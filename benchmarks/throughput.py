@@ -31,7 +31,7 @@ from benchmarks.machine import machine
 from benchmarks.research_loop import ResearchLoop
 from fvit.certificates.tally import Tally
 from fvit.demo.data import compositions
-from fvit.engines.base import open_engine
+from fvit.engines.opening import open_engine
 from fvit.extras import require
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.host import DenoisedClassifier, Section, Smoother, noisy_copies

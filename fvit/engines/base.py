@@ -1,4 +1,4 @@
-"""What every engine offers, and which one serves a device."""
+"""What every engine offers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Engine(ABC):
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Execute the graph: one array per input name -> one array per output name.
 
-        Every row of a batch is computed from that row alone (DESIGN 4.7).
+        Every row of a batch is computed from that row alone (docs/method.md, section 9).
         """
 
     @abstractmethod
@@ -72,15 +72,3 @@ class Engine(ABC):
         multiple of the graph's fixed batch where it has one. The call raises OutOfMemory where the device
         has too little memory for it.
         """
-
-
-def open_engine(graph: Path, *, device: str, precision: str = "fp32", stream: int | None = None) -> Engine:
-    """An engine for this ONNX graph on `device`: "cpu", "cuda:N", or "ort-tensorrt:N" for ONNX Runtime's
-    TensorRT provider.
-
-    precision: what the graph computes in. stream: address of the CUDA stream to work on; the engine's own
-    unless told. Raises FvitError for a device that is unknown or that this installation cannot use.
-    """
-    from fvit.engines.onnxruntime import OnnxRuntimeEngine
-
-    return OnnxRuntimeEngine(graph, device=device, precision=precision, stream=stream)

@@ -30,13 +30,21 @@ cores there are and of the batch: of a single row some products are computed in 
 class OnnxRuntimeEngine(Engine):
     """One ONNX graph in an onnxruntime session.
 
-    Raises FvitError where the device is unknown, or no provider for it is installed or can be loaded.
+    threads: CPU cores that share the rows of one run; all unless told. With one, rows are computed by
+    whichever thread calls, and several may call at once. Raises FvitError where the device is unknown, no
+    provider for it is installed or can be loaded, or the graph cannot be read.
     """
 
     name = "onnxruntime"
 
     def __init__(
-        self, graph: Path, *, device: str, precision: str = "fp32", stream: int | None = None
+        self,
+        graph: Path,
+        *,
+        device: str,
+        precision: str = "fp32",
+        stream: int | None = None,
+        threads: int | None = None,
     ) -> None:
         runtime = require("onnxruntime", extra=None, purpose="running a bundle")
         options = runtime.SessionOptions()
@@ -44,9 +52,14 @@ class OnnxRuntimeEngine(Engine):
         self._cores: ThreadPoolExecutor | None = None
         if device == "cpu":
             options.intra_op_num_threads = 1
-            self._cores = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="fvit-cpu")
+            if (cores := threads or len(os.sched_getaffinity(0))) > 1:
+                self._cores = ThreadPoolExecutor(cores, thread_name_prefix="fvit-cpu")
         providers = _providers(runtime, graph, device=device, precision=precision, stream=stream)
-        self._session = runtime.InferenceSession(graph, options, providers=providers)
+        try:
+            self._session = runtime.InferenceSession(graph, options, providers=providers)
+        except Exception as error:  # ONNX Runtime's own types, one for each cause
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FvitError(f"{graph} cannot be opened by ONNX Runtime: {first}; export it again") from error
         wanted, served = providers[0][0], self._session.get_providers()
         if wanted not in served:  # ONNX Runtime goes on without a provider whose libraries are missing
             raise FvitError(
@@ -56,22 +69,20 @@ class OnnxRuntimeEngine(Engine):
         self.inputs = tuple(map(_tensor, self._session.get_inputs()))
         self.outputs = tuple(map(_tensor, self._session.get_outputs()))
         self._names = [tensor.name for tensor in self.outputs]
-        self._batched = [tensor.name for tensor in self.inputs if tensor.shape]
-        self._fixed = next(tensor.shape[0] for tensor in self.inputs if tensor.shape)
+        self._fixed = next((tensor.shape[0] for tensor in self.inputs if tensor.shape), None)
+        self._portion = self._fixed or (ROWS if device == "cpu" else None)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        batch = len(feeds[self._batched[0]])
-        portion = self._fixed or (batch if self._cores is None else ROWS)
+        batch = len(next(iter(feeds.values())))
+        portion = self._portion or batch
         starts = range(0, batch, portion)
 
         def part(first: int) -> list[NDArray[Any]]:
-            rows = {name: _filled(feeds[name][first : first + portion], portion) for name in self._batched}
-            found: list[NDArray[Any]] = self._session.run(self._names, {**feeds, **rows})
+            rows = {name: _filled(values[first : first + portion], portion) for name, values in feeds.items()}
+            found: list[NDArray[Any]] = self._session.run(self._names, rows)
             return found
 
-        mapped = (
-            map(part, starts) if self._cores is None or len(starts) == 1 else self._cores.map(part, starts)
-        )
+        mapped = self._cores.map(part, starts) if self._cores and len(starts) > 1 else map(part, starts)
         pieces = zip(*mapped, strict=True)
         return {
             name: values[0] if values[0].shape[0] == batch else np.concatenate(values)[:batch]
@@ -79,7 +90,7 @@ class OnnxRuntimeEngine(Engine):
         }
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
-        rows = memory[self._batched[0]].shape[0]
+        rows = memory[self.inputs[0].name].shape[0]
         portion = self._fixed or rows
         kind, _, index = self.device.rpartition(":")
         there, number = ("cuda", int(index)) if kind else ("cpu", 0)
@@ -88,9 +99,7 @@ class OnnxRuntimeEngine(Engine):
             binding = self._session.io_binding()
             for tensors, bind in ((self.inputs, binding.bind_input), (self.outputs, binding.bind_output)):
                 for tensor in tensors:
-                    part = memory[tensor.name]
-                    if tensor.shape:
-                        part = part.rows(range(first, first + portion))
+                    part = memory[tensor.name].rows(range(first, first + portion))
                     bind(
                         tensor.name,
                         there,
@@ -156,5 +165,7 @@ def _providers(
 
 
 def _tensor(node: Any) -> Tensor:
+    if node.type not in DTYPES:
+        raise FvitError(f"{node.name} of the graph is a {node.type}: only {', '.join(DTYPES)} are read")
     shape = tuple(side if isinstance(side, int) else None for side in node.shape)
     return Tensor(node.name, shape, np.dtype(DTYPES[node.type]))

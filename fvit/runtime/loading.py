@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from fvit.certificates.tally import Tally
-from fvit.engines.base import Engine, open_engine
+from fvit.engines.base import Engine
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
 from fvit.runtime.bundle import Bundle, open_bundle

@@ -6,7 +6,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fvit.engines.base import Engine, open_engine
+from fvit.engines.base import Engine
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.runtime.bundle import CLASSIFIER, DENOISER
 

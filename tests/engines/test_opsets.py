@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import fvit
-from fvit.engines.base import open_engine, weights_file
+from fvit.engines.base import weights_file
+from fvit.engines.opening import open_engine
 from fvit.engines.opsets import convert
 from fvit.errors import FvitError
 from fvit.export.graphs import export_graph

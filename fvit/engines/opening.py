@@ -1,0 +1,26 @@
+"""Which engine serves a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fvit.engines.base import Engine
+from fvit.engines.onnxruntime import OnnxRuntimeEngine
+
+
+def open_engine(
+    graph: Path,
+    *,
+    device: str,
+    precision: str = "fp32",
+    stream: int | None = None,
+    threads: int | None = None,
+) -> Engine:
+    """An engine for this ONNX graph on `device`: "cpu", "cuda:N", or "ort-tensorrt:N" for ONNX Runtime's
+    TensorRT provider.
+
+    precision: what the graph computes in. stream: address of the CUDA stream to work on; the engine's own
+    unless told. threads: CPU cores that share the rows of one run; all unless told. Raises FvitError for a
+    device that is unknown or that this installation cannot use, and for a graph that cannot be read.
+    """
+    return OnnxRuntimeEngine(graph, device=device, precision=precision, stream=stream, threads=threads)
