@@ -1,84 +1,134 @@
-"""Counter-based noise (DESIGN section 5): copy i of a seed is the same noise wherever it is drawn,
-to the rounding of float32 where another machine computes logarithm, sine and cosine differently.
+"""Noise on the 8-bit grid (docs/method.md, section 3): integers with the law of round(255σZ), Z standard
+normal. Drawing them evaluates no transcendental function, so that they are the same on every machine.
 
-Philox4x32-10 (Salmon et al., SC 2011), keyed by the seed. The counter of element e of copy i is
-(e // 4, 0, i mod 2³², i div 2³²); its four words become four normals by Box-Muller in float32.
+Element e of copy i is word e of `numpy.random.Philox(key=key, counter=[0, 0, i, 0])` (Philox4x64-10, Salmon
+et al., SC 2011), a 64-bit uniform U, turned into t, the smallest j with U < Θ_j = ⌊2⁶⁴ Φ((j+½)/(255σ))⌋.
 """
 
 from __future__ import annotations
 
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+from threading import Lock
+
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS = 10
-MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
-WEYL = (0x9E3779B9, 0xBB67AE85)
-WORD = np.uint64(0xFFFFFFFF)
-HALF = np.uint64(32)
+from fvit.errors import FvitError
 
-# Lanes that are worked on at once: six arrays of this length stay in a core's L2 cache.
-LANES = 16384
+LARGEST_SIGMA = 14.0
+"""Up to here pixels plus noise fit 16-bit integers."""
+
+BITS = 200
+"""Precision of Φ: the chance that an error beyond 2⁻¹²⁰ moves one of 2¹⁶ thresholds is nil."""
+
+SEARCH = np.int16(-(2**15))
+"""What the guide holds where a word's upper 16 bits do not tell its t."""
+
+_computing = Lock()  # mpmath keeps constants for the whole process, and not safely for threads
 
 
-def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> NDArray[np.uint64]:
-    """Philox4x32-10: counter [4, M], 32-bit words held as uint64 -> [4, M] random words likewise.
+@dataclass(frozen=True, eq=False)
+class Thresholds:
+    """The law of t at one σ.
 
-    `counter` is overwritten. key: two 32-bit words.
+    first: the t of words below table[0], which is 0: the smallest t is first + 1. table: uint64 [M], Θ_j of
+    j = first, first + 1, …; its last entry stands for 2⁶⁴, which uint64 does not hold, and is never compared
+    with. guide: int16 [65536], the t of all words with these upper 16 bits, or SEARCH.
     """
-    c0, c1, c2, c3 = counter
-    p0, p1 = np.empty_like(c0), np.empty_like(c0)
-    k0, k1 = key
-    for _ in range(ROUNDS):
-        np.multiply(c0, MULTIPLIERS[0], out=p0)
-        np.multiply(c2, MULTIPLIERS[1], out=p1)
-        # (c0, c1, c2, c3) <- (hi(p1)^c1^k0, lo(p1), hi(p0)^c3^k1, lo(p0)), without temporaries.
-        np.right_shift(p1, HALF, out=c0)
-        np.bitwise_xor(c0, c1, out=c0)
-        np.bitwise_xor(c0, np.uint64(k0), out=c0)
-        np.bitwise_and(p1, WORD, out=c1)
-        np.right_shift(p0, HALF, out=c2)
-        np.bitwise_xor(c2, c3, out=c2)
-        np.bitwise_xor(c2, np.uint64(k1), out=c2)
-        np.bitwise_and(p0, WORD, out=c3)
-        k0, k1 = (k0 + WEYL[0]) & 0xFFFFFFFF, (k1 + WEYL[1]) & 0xFFFFFFFF
-    return counter
+
+    first: int
+    table: NDArray[np.uint64]
+    guide: NDArray[np.int16]
+
+    def integers(self, words: NDArray[np.uint64]) -> NDArray[np.int16]:
+        """The t of each word, in the shape of `words`."""
+        found = self.guide.take((words >> np.uint64(48)).view(np.int64))
+        rest = np.flatnonzero(found == SEARCH)
+        found.put(rest, _search(self.first, self.table, words.take(rest)))
+        return found
 
 
-def draw(copies: NDArray[np.int64], *, size: int, seed: int) -> NDArray[np.float32]:
-    """Standard normal noise [len(copies), size] of the copies with these indices.
+@lru_cache(maxsize=64)
+def thresholds(sigma: float) -> Thresholds:
+    """The thresholds of a noise level, from multiprecision; kept, so that a σ costs its 25 ms (at 0.25; 0.3 s
+    at 2) once a process.
 
-    copies: [B] indices ≥ 0; any order, repeats allowed. seed: in [0, 2⁶⁴).
+    Raises FvitError where σ is not in (0, LARGEST_SIGMA].
     """
-    blocks = -(-size // 4)
-    noise = np.empty((len(copies), 4 * blocks), np.float32)
-    key = (seed & 0xFFFFFFFF, seed >> 32)
-    step = max(1, LANES // blocks)
-    for first in range(0, len(copies), step):
-        rows = np.asarray(copies[first : first + step]).astype(np.uint64)
-        counter = np.empty((4, len(rows), blocks), np.uint64)
-        counter[0] = np.arange(blocks, dtype=np.uint64)
-        counter[1] = 0
-        counter[2] = (rows & WORD)[:, None]
-        counter[3] = (rows >> HALF)[:, None]
-        words = philox(counter.reshape(4, -1), key)
-        _box_muller(words, noise[first : first + step].reshape(-1, 4))
-    return noise[:, :size]
+    if not 0 < sigma <= LARGEST_SIGMA:
+        raise FvitError(
+            f"σ = {sigma:g}: noise on the 8-bit grid needs σ above 0 and at most {LARGEST_SIGMA:g}"
+        )
+    lower = np.array(_tail(sigma), np.uint64)
+    # Φ(−z) = 1 − Φ(z), and no 2⁶⁴ Φ is an integer.
+    table = np.concatenate([lower[::-1], ~lower])
+    first = -len(lower)
+    starts = np.arange(2**16, dtype=np.uint64) << np.uint64(48)
+    low, high = (_search(first, table, words) for words in (starts, starts + np.uint64(2**48 - 1)))
+    guide = np.where(low == high, low, SEARCH)
+    for array in (table, guide):
+        array.setflags(write=False)
+    return Thresholds(first, table, guide)
 
 
-def _box_muller(words: NDArray[np.uint64], normals: NDArray[np.float32]) -> None:
-    """words [4, M] -> normals [M, 4]; each pair of words gives a radius and an angle.
+def philox_key(pixels_sha256: str | bytes, *, size: tuple[int, int], seed: int) -> int:
+    """The 128-bit Philox key of one picture's noise: the first half of SHA-256(seed as 8 bytes ‖ rows ‖
+    columns as 4 bytes each, little-endian ‖ SHA-256 of its 8-bit pixels, H×W×3), read as little-endian.
 
-    The radius keeps all 32 bits, so that tails reach 6.7; the angle takes 24, which float32 holds
-    exactly, so that every device turns the same word into the same angle.
+    pixels_sha256: 32 bytes, or their 64 hexadecimal digits; size: (rows, columns).
+    Raises FvitError where the seed is not in [0, 2⁶⁴).
     """
-    radius = words[0::2].astype(np.float32)
-    radius *= np.float32(2.0**-32)
-    radius += np.float32(2.0**-33)
-    np.log(radius, out=radius)
-    radius *= np.float32(-2.0)
-    np.sqrt(radius, out=radius)
-    angle = (words[1::2] >> np.uint64(8)).astype(np.float32)
-    angle *= np.float32(2.0**-24)
-    angle *= np.float32(2.0 * np.pi)
-    np.multiply(radius, np.cos(angle), out=normals[:, 0::2].T)
-    np.multiply(radius, np.sin(angle), out=normals[:, 1::2].T)
+    if not 0 <= seed < 2**64:
+        raise FvitError(f"seed = {seed}: give a whole number from 0 to 2⁶⁴ − 1")
+    digest = bytes.fromhex(pixels_sha256) if isinstance(pixels_sha256, str) else pixels_sha256
+    parts = (int(seed).to_bytes(8, "little"), *(int(side).to_bytes(4, "little") for side in size), digest)
+    return int.from_bytes(hashlib.sha256(b"".join(parts)).digest()[:16], "little")
+
+
+def draw(copies: NDArray[np.int64], *, size: int, key: int, sigma: float) -> NDArray[np.int16]:
+    """t of the copies with these indices, int16 [len(copies), size]; element e is index e of the C-contiguous
+    [3,H,W] pixels.
+
+    copies: [B] indices ≥ 0; any order, repeats allowed. key: in [0, 2¹²⁸). Raises FvitError as thresholds.
+    """
+    law = thresholds(float(sigma))
+    noise = np.empty((len(copies), size), np.int16)
+    generator = np.random.Philox(key=key)
+    start = generator.state  # to set it again takes a tenth of the time of making another generator
+    for row, copy in zip(noise, copies, strict=True):
+        start["state"]["counter"][2] = copy
+        generator.state = start
+        row[:] = law.integers(generator.random_raw(size))
+    return noise
+
+
+def noisy_copies(pixels: NDArray[np.uint8], copies: range, *, sigma: float, key: int) -> NDArray[np.float32]:
+    """(x₈ + t)/255 of each copy, divided in float32 and not clipped: [len(copies),3,H,W].
+
+    pixels: [3,H,W]. Raises FvitError as thresholds.
+    """
+    indices = np.arange(copies.start, copies.stop, copies.step)
+    drawn = draw(indices, size=pixels.size, key=key, sigma=sigma)
+    drawn += pixels.reshape(-1)
+    return np.divide(drawn, np.float32(255)).reshape(len(copies), *pixels.shape)
+
+
+def _tail(sigma: float) -> list[int]:
+    """⌊2⁶⁴ Φ(−(j+½)/(255σ))⌋ of j = 0, 1, … up to the first that is 0."""
+    import mpmath
+
+    found: list[int] = []
+    with _computing:
+        real = mpmath.MPContext()  # the process's own may be at any precision
+        real.prec = BITS
+        scale = 255 * real.mpf(sigma) * real.sqrt(2)
+        while not found or found[-1]:
+            z = (len(found) + real.mpf(0.5)) / scale
+            found.append(int(real.floor(real.ldexp(real.erfc(z), 63))))
+    return found
+
+
+def _search(first: int, table: NDArray[np.uint64], words: NDArray[np.uint64]) -> NDArray[np.int16]:
+    return (first + np.searchsorted(table[:-1], words, side="right")).astype(np.int16)
