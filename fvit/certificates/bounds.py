@@ -1,4 +1,10 @@
-"""Confidence bounds on smoothed values from copies (DESIGN section 4.4). Pure functions."""
+"""Confidence bounds on smoothed values from counts of copies (docs/method.md, section 6). Pure functions.
+
+Levels are p/k: a copy casts exactly k votes, so the values sum to k, and the hypothesis "this token's
+value is p" may be tested at level p·α/k. Then all true values are kept with probability 1 − α,
+whatever the dependence between tokens and however many there are. `level` is α/k throughout; a class
+is a token with k = 1. Bounds on the ends err outwards.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
+from scipy.special import betainc, betaincinv, betaln, xlog1py, xlogy
 
 Floats = NDArray[np.float64]
 
@@ -18,11 +24,7 @@ def clopper_pearson(count: ArrayLike, n: int, *, alpha: float) -> tuple[Floats, 
     time each fails with probability at most alpha, both together at most 2·alpha.
     Raises ValueError where a count is outside [0, n] or alpha outside (0, 1).
     """
-    successes = np.asarray(count, np.float64)
-    if n < 1 or bool(((successes < 0) | (successes > n)).any()):
-        raise ValueError(f"counts must lie in 0..n with n = {n} at least 1")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha = {alpha:g} is not in (0, 1)")
+    successes = _counts(count, n, level=alpha)
     # betaincinv is undefined at the ends, where the bound is 0 or 1; keep it away from them.
     inner = np.clip(successes, 1, None)
     outer = np.clip(successes, None, n - 1)
@@ -31,68 +33,115 @@ def clopper_pearson(count: ArrayLike, n: int, *, alpha: float) -> tuple[Floats, 
     return lower, upper
 
 
-class LogWealth:
-    """Betting bounds on the mean of [0,1] variables, from accumulators of constant size.
+def fixed_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats, Floats]:
+    """(lower, upper) on values with `count` votes of n copies, n fixed beforehand (section 6.2).
 
-    Waudby-Smith & Ramdas 2024 bet against each candidate mean m; with a bet that is fixed before
-    the copies are seen, the wealth factors: for x in [0,1] with mean μ and any λ > 0,
-    Π (1 + λx_i)/(1 + λμ) is a non-negative martingale of mean 1 (and so is Π (1 − θx_i)/(1 − θμ),
-    0 < θ < 1, from above). So Σ ln(1 + λx_i) for a grid of λ is all that has to be kept, and the
-    average wealth over the grid, which needs no tuning, is a martingale again: by Ville's
-    inequality the bounds hold at every n at once, so a run may stop whenever it likes.
+    p is refused from below where P(C ≥ count) ≤ level·p·p, from above where P(C ≤ count) ≤
+    level·p·(1−p), C binomial (n, p). Both ends grow with the count.
+    count, level: numbers or arrays that broadcast. Raises ValueError as clopper_pearson does.
     """
+    c = _counts(count, n, level=level)
+    log_level = np.log(level)
 
-    LOWER = np.geomspace(0.05, 200.0, 12)
-    UPPER = 1 - np.geomspace(0.98, 0.002, 10)
-    BETS = np.concatenate([LOWER, -UPPER])
+    def refused(p: Floats) -> NDArray[np.bool_]:
+        low, high = p
+        # A tail may be off by some 1e-12 of itself; 1e-9 of the level is paid so that ends err outwards.
+        with np.errstate(divide="ignore"):
+            below = np.log(np.where(c > 0, betainc(np.maximum(c, 1), n - c + 1, low), 1.0))
+            above = np.log(np.where(c < n, betainc(np.maximum(n - c, 1), c + 1, 1 - high), 1.0))
+            return np.stack(
+                [
+                    below <= log_level + 2 * np.log(low) - 1e-9,
+                    above <= log_level + np.log(high) + np.log1p(-high) - 1e-9,
+                ]
+            )
 
-    def __init__(self, variables: int) -> None:
-        self.copies = 0
-        self.logarithms = np.zeros((len(self.BETS), variables))  # Σ ln(1 + bet·x), a row for each of BETS
-
-    def add(self, values: Floats) -> None:
-        """values [B, variables] in [0,1] (float rounding beyond 1 is cut)."""
-        for copy in np.minimum(values, 1.0):
-            self.add_repeated(copy, 1)
-
-    def add_repeated(self, copy: Floats, times: int) -> None:
-        """The same values [variables] `times` times over."""
-        self.copies += times
-        self.logarithms += times * np.log1p(self.BETS[:, None] * copy)
-
-    def merge(self, other: LogWealth) -> None:
-        """Add what was kept of further copies."""
-        self.copies += other.copies
-        self.logarithms += other.logarithms
-
-    def bounds(self, *, alpha: float) -> tuple[Floats, Floats]:
-        """(lower, upper) [variables], each one-sided at level alpha, valid at every n at once."""
-
-        from_below, from_above = np.split(self.logarithms, [len(self.LOWER)])
-
-        def wealth_below(mean: Floats) -> Floats:
-            each = from_below - self.copies * np.log1p(self.LOWER[:, None] * mean)
-            return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.LOWER)))
-
-        def wealth_above(mean: Floats) -> Floats:
-            each = from_above - self.copies * np.log1p(-self.UPPER[:, None] * mean)
-            return np.asarray(np.logaddexp.reduce(each, axis=0) - np.log(len(self.UPPER)))
-
-        # A mean is refused once its wealth reaches 1/alpha. Against low means wealth falls as the
-        # mean grows, against high ones it rises, so each side has one edge: found by bisection,
-        # and each bound is the end that errs outwards.
-        edge = -np.log(alpha)
-        variables = self.logarithms.shape[1]
-        lower, _ = _bisect(lambda mean: wealth_below(mean) >= edge, variables)
-        _, upper = _bisect(lambda mean: wealth_above(mean) < edge, variables)
-        return lower, upper
+    return _ends(refused, best=c / n)
 
 
-def _bisect(holds: Callable[[Floats], NDArray[np.bool_]], variables: int) -> tuple[Floats, Floats]:
-    """The two ends, 2⁻⁵⁰ apart, of where `holds` turns from true to false as the mean grows."""
-    low, high = np.zeros(variables), np.ones(variables)
-    for _ in range(50):
-        middle = (low + high) / 2
-        true = holds(middle)
-        low, high = np.where(true, middle, low), np.where(true, high, middle)
-    return low, high
+def mixture_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats, Floats]:
+    """(lower, upper) on values with `count` votes of n copies, true at every n at once (section 6.3).
+
+    p is refused where the likelihood ratio of the mixture with prior Beta(2p, 2(1−p)) against p reaches
+    1/(level·p): a martingale of mean 1, so by Ville's inequality p is ever refused, on either side, with
+    probability at most level·p. Both ends grow with the count. Arguments and errors as fixed_bounds.
+    """
+    c = _counts(count, n, level=level)
+    log_level = np.log(level)
+    # Each of the logarithms below is off by a few units in the last place of n·ln n at most.
+    margin = 1e-14 * n * np.log(n + 2) + 1e-12
+
+    def refused(p: Floats) -> NDArray[np.bool_]:
+        q = 1 - p
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = betaln(c + 2 * p, n - c + 2 * q) - betaln(2 * p, 2 * q) - xlogy(c, p) - xlog1py(n - c, -p)
+            return np.asarray(ratio + np.log(p) + log_level >= margin)
+
+    return _ends(refused, best=c / n)
+
+
+FROM_BELOW = np.geomspace(0.05, 200.0, 12)
+FROM_ABOVE = 1 - np.geomspace(0.98, 0.002, 10)
+BETS = np.concatenate([FROM_BELOW, -FROM_ABOVE])
+"""What is bet on a share x of a copy's attribution: the wealth grows by the factor 1 + bet·x."""
+
+
+def betting_bounds(logarithms: Floats, n: int, *, mean: Floats, alpha: float) -> tuple[Floats, Floats]:
+    """(lower, upper) [N] on the means of N shares ≥ 0 of sum ≤ 1, true at every n at once (section 6.4).
+
+    logarithms [bets, N]: Σ ln(1 + bet·x) over n copies, a row for each of BETS, or less. mean [N]: that
+    of the same copies. All bounds together fail with probability at most alpha.
+
+    With a bet that is fixed before the copies are seen, Π (1 + bet·x)/(1 + bet·p) is a non-negative
+    martingale of mean 1 where x has mean p [10], and so is the average over bets. p is refused from
+    below where that of the positive bets reaches 1/level, level = alpha·(p + 1/N)/4, and from above
+    where that of the negative ones does, level = alpha·p/2: the levels sum to alpha over the tokens.
+    """
+    tokens = logarithms.shape[1]
+    from_below, from_above = np.split(logarithms, [len(FROM_BELOW)])
+    # For larger p the level grows, and wealth has to shrink faster: it does where bet ≥ N/n. Leaving
+    # the others out only lowers the wealth.
+    used = FROM_BELOW >= tokens / n
+    bets_below, bets_above = FROM_BELOW[used, None], -FROM_ABOVE[:, None]
+
+    def wealth(sums: Floats, bets: Floats, p: Floats, shares: int) -> Floats:
+        return np.asarray(np.logaddexp.reduce(sums - n * np.log1p(bets * p), axis=0) - np.log(shares))
+
+    def refused(p: Floats) -> NDArray[np.bool_]:
+        low, high = p
+        with np.errstate(divide="ignore"):
+            below = np.log(alpha / 4) + np.log(low + 1 / tokens)
+            above = np.log(alpha / 2) + np.log(high)
+        return np.stack(
+            [
+                wealth(from_below[used], bets_below, low, len(FROM_BELOW)) + below >= 1e-9,
+                wealth(from_above, bets_above, high, len(FROM_ABOVE)) + above >= 1e-9,
+            ]
+        )
+
+    return _ends(refused, best=mean)
+
+
+def _counts(count: ArrayLike, n: int, *, level: ArrayLike) -> Floats:
+    counts = np.asarray(count, np.float64)
+    if n < 1 or not bool(((counts >= 0) & (counts <= n)).all()):
+        raise ValueError(f"counts must lie in 0..n with n = {n} at least 1")
+    levels = np.asarray(level, np.float64)
+    if not bool(((levels > 0) & (levels < 1)).all()):
+        raise ValueError(f"level = {levels.tolist()} is not in (0, 1)")
+    return counts
+
+
+def _ends(refused: Callable[[Floats], NDArray[np.bool_]], *, best: Floats) -> tuple[Floats, Floats]:
+    """(lower, upper) ends, in the shape of `best`, of what is not refused: an interval that holds `best`.
+
+    refused: maps candidates [2, …] for the lower and the upper end. Bisected from outside until
+    the candidates are neighbours, and what is returned is refused (or 0 or 1).
+    """
+    outer = np.stack([np.zeros_like(best), np.ones_like(best)])
+    inner = np.stack([best, best])
+    for _ in range(54):
+        middle = (outer + inner) / 2
+        out = refused(middle)
+        outer, inner = np.where(out, middle, outer), np.where(out, inner, middle)
+    return outer[0], outer[1]
