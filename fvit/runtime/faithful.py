@@ -1,213 +1,369 @@
-"""FaithfulViT: a bundle on a device, ready to predict and to certify."""
+"""FaithfulViT: a bundle on its devices, ready to predict and to certify."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict, Unpack
 
+from fvit.certificates.decisions import decide
 from fvit.certificates.radii import Aggregate, leads_clearly
-from fvit.certificates.record import Certificate, Decision, Terms, attention_claim, class_claim, decide
+from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
+from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.runtime.bundle import Bundle
-from fvit.runtime.host import CopyCounter, DenoisedClassifier, Section
+from fvit.runtime.growing import Growing
+from fvit.runtime.host import DenoisedClassifier
 from fvit.runtime.images import ImageLike, Picture, read_image
+from fvit.runtime.noise import philox_key
+from fvit.runtime.queue import Account, Counter, Queue, Stretch
+
+MOST_OPEN = 64
+"""Images whose copies are queued at once, at the most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
     """index and label of the smoothed class, None where the copies do not decide (abstention);
-    counts [C] over the copies; attention [rows, columns]: the mean attribution, summing to 1."""
+    counts [C] over the copies; attention [rows, columns]: the mean attribution, summing to 1; seed: that the
+    noise was drawn from."""
 
     index: int | None
     label: str | None
     counts: NDArray[np.int64]
     attention: NDArray[np.float64]
+    seed: int
+
+
+class Asked(TypedDict, total=False):
+    """What may be asked of certify, with its defaults."""
+
+    sigma: float
+    n: int
+    alpha: float
+    k: int | Sequence[int]
+    beta: float
+    radius: float | None
+    aggregate: Aggregate
+    seed: int | None
+
+
+class PredictAsked(TypedDict, total=False):
+    """What may be asked of predict, with its defaults."""
+
+    sigma: float
+    n: int
+    alpha: float
+    seed: int | None
 
 
 class FaithfulViT:
-    """A vision transformer smoothed by denoised diffusion. Safe to share between threads.
+    """A vision transformer smoothed by denoised diffusion, on its devices, until it is closed.
 
-    device: where the pipeline runs, as records name it. batch: copies that one run of the engine takes.
-    smoother: makes what counts copies in batches of a given size.
+    Callers from any thread share batches. device: where it runs, as records name it. counters: one for each
+    device, all of them of this pipeline.
     """
 
     def __init__(
-        self,
-        bundle: Bundle,
-        pipeline: DenoisedClassifier,
-        *,
-        device: str,
-        batch: int,
-        smoother: Callable[[int], CopyCounter],
+        self, bundle: Bundle, pipeline: DenoisedClassifier, counters: Sequence[Counter], *, device: str
     ) -> None:
-        self.bundle, self.pipeline, self.batch = bundle, pipeline, batch
+        self.bundle, self.pipeline = bundle, pipeline
         self.passed_over: tuple[str, ...] = ()
-        manifest = bundle.manifest
-        if (pipeline.classes, pipeline.tokens) != (len(manifest.labels), manifest.tokens):
-            raise FvitError(
-                f"{bundle.folder}: graph and manifest disagree on classes or tokens: export it again"
-            )
-        self.engine = {"name": pipeline.engine, "device": device, "precision": manifest.precision}
-        # A device's smoother holds its memory: one of another size is kept, not made for every call.
-        self._smoother_of = lru_cache(maxsize=4)(smoother)
-        self._smoother = self._smoother_of(batch)
+        self.engine = {"name": pipeline.engine, "device": device, "precision": bundle.manifest.precision}
+        self.rows = sum(counter.rows for counter in counters)
+        self.queue = Queue(counters)
+        self._claims = ThreadPoolExecutor(1, thread_name_prefix="fvit-claims")
+        self._growing: WeakSet[Growing[Any]] = WeakSet()
+
+    def __enter__(self) -> FaithfulViT:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(cancel=error is not None)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Finish what is open, or cancel it, then end the threads and release the devices."""
+        for growing in list(self._growing):
+            if cancel:
+                growing.cancel()
+            try:
+                growing.exception()
+            except CancelledError:
+                continue
+        self.queue.close(cancel=cancel)
+        self._claims.shutdown()
+
+    def __reduce__(self) -> NoReturn:
+        raise FvitError(
+            "a FaithfulViT holds threads and devices and cannot be pickled: give a worker the bundle's folder, "
+            "and call fvit.load there"
+        )
 
     def predict(
-        self, image: ImageLike, *, sigma: float = 0.25, n: int = 32, alpha: float = 1e-3, seed: int = 0
+        self,
+        image: ImageLike,
+        *,
+        sigma: float = 0.25,
+        n: int = 32,
+        alpha: float = 1e-3,
+        seed: int | None = None,
     ) -> Prediction:
-        """The smoothed class, or abstention where a two-sided binomial test at alpha does not tell
-        the two leading classes apart ([3], PREDICT), and the smoothed attention map. No radius.
+        """The smoothed class, or abstention where a two-sided binomial test at alpha does not tell the two
+        leading classes apart (PREDICT of Cohen et al. 2019), and the smoothed attention map. No radius.
 
-        Raises FvitError for an unreadable image, σ outside the schedule, n < 1 or alpha outside (0,1).
+        seed: of the noise; from the operating system's entropy unless told. Raises FvitError for an image
+        that cannot be read, σ outside the schedule, and n and alpha that cannot decide.
         """
-        if n < 1 or not 0 < alpha < 1:
-            raise FvitError(f"n = {n}, alpha = {alpha:g}: predict needs n ≥ 1 and alpha in (0, 1)")
-        self.pipeline.schedule.timestep(sigma)
-        picture = self.read(image)
-        tally = self._tally(sizes=())
-        section = Section(picture.pixels, range(n), tally)
-        smoother = self._smoother if n >= self.batch else self._smoother_of(n)
-        for _ in smoother.run([section], sigma=sigma, seed=seed):
-            pass
-        leader, runner_up = np.argsort(-tally.counts, kind="stable")[:2]
-        clear = leads_clearly(int(tally.counts[leader]), int(tally.counts[runner_up]), alpha=alpha)
-        return Prediction(
-            index=int(leader) if clear else None,
-            label=self.bundle.manifest.labels[leader] if clear else None,
-            counts=tally.counts,
-            attention=(tally.sums / tally.copies).reshape(self.bundle.manifest.grid),
-        )
+        return self._predicting(self.read(image), sigma=sigma, n=n, alpha=alpha, seed=seed).result()
+
+    async def predict_async(self, image: ImageLike, **asked: Unpack[PredictAsked]) -> Prediction:
+        """predict, awaitable. Cancelling frees its copies."""
+        picture = await asyncio.to_thread(self.read, image)
+        return await asyncio.wrap_future(self._predicting(picture, **asked))
 
     def certify(
         self,
         image: ImageLike,
         *,
         sigma: float = 0.25,
-        n0: int = 100,
         n: int = 1000,
         alpha: float = 1e-3,
         k: int | Sequence[int] = 10,
         beta: float = 0.8,
         radius: float | None = None,
         aggregate: Aggregate = "vote",
-        seed: int = 0,
+        seed: int | None = None,
     ) -> Certificate:
         """The certificate of one image: class and attention, false with probability at most alpha.
 
         k: one explanation size, or several from the same copies. radius: decide whether class and
-        explanation hold at this ℓ2 radius, with at most n copies, and stop as soon as that is known.
-        Raises FvitError for an unreadable image and for terms that cannot hold (Terms.check).
+        explanation hold at this ℓ2 radius, with at most n copies, and stop as soon as that is known. seed: of
+        the noise; from the operating system's entropy, after the image is read, unless told: a seed that is
+        known before the image voids the guarantee (docs/method.md, section 3).
+        Raises FvitError for an image that cannot be read and for terms that cannot hold (Terms.check).
         """
-        terms = Terms(
-            sigma=sigma, n0=n0, n=n, alpha=alpha, k=(k,) if isinstance(k, int) else tuple(k), beta=beta,
-            aggregate=aggregate, seed=seed, radius=radius, batch=self.batch,
-        )  # fmt: skip
-        self.check(terms)
-        return next(self.certify_many([self.read(image)], terms))
+        terms = self.terms(
+            sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate, seed=seed
+        )
+        return self._certifying(self.read(image), terms).result()
+
+    async def certify_async(self, image: ImageLike, **asked: Unpack[Asked]) -> Certificate:
+        """certify, awaitable. Cancelling frees its copies."""
+        picture = await asyncio.to_thread(self.read, image)
+        return await asyncio.wrap_future(self._certifying(picture, self.terms(**asked)))
+
+    def refine(
+        self,
+        image: ImageLike,
+        *,
+        sigma: float = 0.25,
+        n: int = 100_000,
+        seconds: float | None = None,
+        alpha: float = 1e-3,
+        k: int | Sequence[int] = 10,
+        beta: float = 0.8,
+        aggregate: Aggregate = "vote",
+        seed: int | None = None,
+    ) -> Iterator[Certificate]:
+        """Certificates that grow with the copies, until n copies or some seconds after the first.
+
+        Each has a larger class or attention radius than all before it, but the last, which rests on every
+        copy; all of them are true at once with probability 1 − alpha. Leaving the iteration frees its
+        copies. Arguments and errors otherwise as certify.
+        """
+        terms = self.terms(
+            sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, aggregate=aggregate, seed=seed, refining=True
+        )
+        shown: SimpleQueue[Certificate | None] = SimpleQueue()
+        growing = self._certifying(self.read(image), terms, seconds=seconds, on_look=shown.put)
+        growing.add_done_callback(lambda _: shown.put(None))
+        best, last = (-1.0, -1.0), None
+        try:
+            while (certificate := shown.get()) is not None:
+                radii = (certificate.class_.radius_l2, certificate.attention.radius_l2)
+                if radii[0] > best[0] or radii[1] > best[1]:
+                    best = (max(radii[0], best[0]), max(radii[1], best[1]))
+                    last = certificate
+                    yield certificate
+            if growing.result() is not last:
+                yield growing.result()
+        finally:
+            growing.cancel()
 
     def certify_many(
         self,
         pictures: Iterable[Picture],
         terms: Terms,
         *,
+        seconds: float | None = None,
         on_copies: Callable[[int], Any] = lambda copies: None,
     ) -> Iterator[Certificate]:
-        """Certificates in the order of the pictures; each is yielded as soon as its last copy is
-        counted, and none depends on the company it was computed in.
+        """Certificates in the order of the pictures, which are certified several at a time.
 
-        on_copies is called with the number of copies counted since its last call.
+        None depends on the company it was computed in. seconds: with terms that refine, how long each may
+        take. on_copies is called with the number of copies counted since its last call.
         """
-        run = self._estimate_many if terms.radius is None else self._decide_each
-        return run(pictures, terms, on_copies)
-
-    def _estimate_many(
-        self, pictures: Iterable[Picture], terms: Terms, on_copies: Callable[[int], Any]
-    ) -> Iterator[Certificate]:
-        """n0 + n copies of every picture; pictures share batches."""
-        waiting: list[tuple[Picture, Tally, Tally]] = []
-
-        def sections() -> Iterator[Section]:
+        account = Account()
+        each = terms.n if terms.radius is None else 1
+        most = 1 if seconds is not None else min(MOST_OPEN, 2 + 2 * self.rows // each)
+        growing: deque[Growing[Certificate]] = deque()
+        try:
             for picture in pictures:
-                selection, estimation = self._tally(sizes=terms.k), self._tally(sizes=terms.k)
-                waiting.append((picture, selection, estimation))
-                yield Section(picture.pixels, range(terms.n0), selection)
-                yield Section(picture.pixels, range(terms.n0, terms.n0 + terms.n), estimation)
+                growing.append(
+                    self._certifying(picture, terms, seconds=seconds, account=account, on_copies=on_copies)
+                )
+                while len(growing) >= most or (growing and growing[0].done()):
+                    yield growing.popleft().result()
+            while growing:
+                yield growing.popleft().result()
+        finally:
+            for left in growing:
+                left.cancel()
 
-        started = time.perf_counter()
-        run = self._smoother.run(sections(), sigma=terms.sigma, seed=terms.seed, on_copies=on_copies)
-        for section in run:
-            if section.tally is waiting[0][2]:
-                picture, selection, estimation = waiting.pop(0)
-                now = time.perf_counter()
-                yield self._certificate(picture, selection, estimation, terms, seconds=now - started)
-                started = now
-
-    def _decide_each(
-        self, pictures: Iterable[Picture], terms: Terms, on_copies: Callable[[int], Any]
-    ) -> Iterator[Certificate]:
-        """Picture by picture, growing batches until the answer is known or n is reached."""
-        assert terms.radius is not None
-        for picture in pictures:
-            started = time.perf_counter()
-            selection, estimation = self._tally(sizes=terms.k), self._tally(sizes=terms.k)
-            sections = [Section(picture.pixels, range(terms.n0), selection)]
-            for look in terms.checkpoints:
-                fresh = range(terms.n0 + estimation.copies, terms.n0 + look)
-                sections.append(Section(picture.pixels, fresh, estimation))
-                for _ in self._smoother.run(
-                    sections, sigma=terms.sigma, seed=terms.seed, on_copies=on_copies
-                ):
-                    pass
-                sections = []
-                decision = decide(selection, estimation, terms, radius=terms.radius)
-                if decision.answer != "undecided":
-                    break
-            seconds = time.perf_counter() - started
-            yield self._certificate(picture, selection, estimation, terms, seconds=seconds, decision=decision)
-
-    def check(self, terms: Terms) -> None:
-        """Raise FvitError where these terms cannot be met by this bundle."""
+    def terms(
+        self,
+        *,
+        sigma: float = 0.25,
+        n: int = 1000,
+        alpha: float = 1e-3,
+        k: int | Sequence[int] = 10,
+        beta: float = 0.8,
+        radius: float | None = None,
+        aggregate: Aggregate = "vote",
+        seed: int | None = None,
+        refining: bool = False,
+    ) -> Terms:
+        """What certify is asked, checked against this bundle; raises FvitError where it cannot be met."""
+        terms = Terms.of(
+            sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate,
+            seed=drawn_seed() if seed is None else seed, size=self.pipeline.image_size, refining=refining,
+        )  # fmt: skip
         terms.check(tokens=self.pipeline.tokens)
         self.pipeline.schedule.timestep(terms.sigma)
+        return terms
 
     def read(self, image: ImageLike) -> Picture:
         """The image at the bundle's size; raises FvitError where it cannot be read."""
         return read_image(image, size=self.pipeline.image_size)
 
-    def _tally(self, *, sizes: tuple[int, ...]) -> Tally:
-        return Tally(self.pipeline.classes, self.pipeline.tokens, sizes)
-
-    def _certificate(
+    def _predicting(
         self,
         picture: Picture,
-        selection: Tally,
-        estimation: Tally,
+        *,
+        sigma: float = 0.25,
+        n: int = 32,
+        alpha: float = 1e-3,
+        seed: int | None = None,
+    ) -> Growing[Prediction]:
+        seed = drawn_seed() if seed is None else seed
+        terms = Terms.of(
+            sigma=sigma, n=n, alpha=alpha, k=(), beta=1.0, aggregate="vote", seed=seed,
+            size=self.pipeline.image_size,
+        )  # fmt: skip
+        if terms.n < 1 or not 0 < terms.alpha < 1:
+            raise FvitError(f"n = {n}, alpha = {alpha:g}: predict needs n ≥ 1 and alpha in (0, 1)")
+        sure = terms.alpha - terms.slack
+        if not leads_clearly(terms.n, 0, alpha=sure):
+            enough = math.ceil(1 - math.log2(terms.alpha))
+            raise FvitError(
+                f"n = {terms.n} copies never decide at alpha = {terms.alpha:g}, even if all agree: "
+                f"use n = {enough} or more"
+            )
+        self.pipeline.schedule.timestep(terms.sigma)
+        manifest = self.bundle.manifest
+
+        def judge(growing: Growing[Prediction]) -> Prediction:
+            counts = growing.tally.counts
+            leader, runner_up = np.argsort(-counts, kind="stable")[:2]
+            clear = leads_clearly(int(counts[leader]), int(counts[runner_up]), alpha=sure)
+            return Prediction(
+                index=int(leader) if clear else None,
+                label=manifest.labels[leader] if clear else None,
+                counts=counts,
+                attention=growing.tally.mean.reshape(manifest.grid),
+                seed=terms.seed,
+            )
+
+        return self._grow(picture, terms, judge)
+
+    def _certifying(
+        self,
+        picture: Picture,
         terms: Terms,
         *,
-        seconds: float,
-        decision: Decision | None = None,
-    ) -> Certificate:
+        seconds: float | None = None,
+        account: Account | None = None,
+        on_look: Callable[[Certificate], Any] = lambda certificate: None,
+        on_copies: Callable[[int], Any] = lambda copies: None,
+    ) -> Growing[Certificate]:
+        def judge(growing: Growing[Certificate]) -> Certificate | None:
+            tally, taken = growing.tally, time.perf_counter() - (growing.started or 0.0)
+            last = tally.copies == terms.n or (seconds is not None and taken >= seconds)
+            if terms.radius is not None and not last:
+                last = decide(tally, terms).answer != "undecided"
+            if not last and not terms.refining:
+                return None
+            certificate = self._certificate(picture, tally, terms, seconds=taken)
+            on_look(certificate)
+            return certificate if last else None
+
+        return self._grow(picture, terms, judge, account=account, on_copies=on_copies)
+
+    def _grow(
+        self,
+        picture: Picture,
+        terms: Terms,
+        judge: Callable[[Growing[Any]], Any],
+        *,
+        account: Account | None = None,
+        on_copies: Callable[[int], Any] = lambda copies: None,
+    ) -> Growing[Any]:
+        tally = Tally(self.pipeline.classes, self.pipeline.tokens, terms.k, betting=terms.aggregate == "mean")
+        whole = Stretch(
+            picture,
+            range(terms.n),
+            sigma=terms.sigma,
+            key=philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed),
+            tally=tally,
+            account=account or Account(),
+            on_copies=on_copies,
+        )
+        growing = Growing(self.queue, self._claims, whole, looks=terms.looks, judge=judge, ahead=self.rows)
+        self._growing.add(growing)
+        return growing
+
+    def _certificate(self, picture: Picture, tally: Tally, terms: Terms, *, seconds: float) -> Certificate:
         manifest = self.bundle.manifest
-        return Certificate(
+        return Certificate.of(
+            tally,
+            terms,
             image=picture.name,
             sha256=picture.sha256,
-            terms=terms,
-            copies_drawn=selection.copies + estimation.copies,
-            class_=class_claim(
-                selection, estimation, terms, labels=manifest.labels, pixels=picture.pixels.size
-            ),
-            attentions=tuple(
-                attention_claim(selection, estimation, terms, k=k, grid=manifest.grid) for k in terms.k
-            ),
-            decision=decision,
+            pixels_sha256=picture.pixels_sha256,
+            labels=manifest.labels,
+            grid=manifest.grid,
             engine=self.engine,
             bundle=self.bundle.digest,
             seconds=round(seconds, 3),
         )
+
+
+def drawn_seed() -> int:
+    """A seed from the operating system's entropy: nobody knew it when the image was chosen."""
+    return secrets.randbits(64)

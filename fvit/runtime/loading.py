@@ -4,44 +4,48 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
 
 from fvit.certificates.tally import Tally
 from fvit.engines.base import Engine
+from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.gpu.counter import Device, DeviceSmoother
 from fvit.runtime.gpu.kernels import cache_folder
-from fvit.runtime.host import CopyCounter, DenoisedClassifier, Section, Smoother
-from fvit.runtime.schedule import Schedule
-from fvit.runtime.several import SharedSmoother
+from fvit.runtime.host import DenoisedClassifier, HostCounter
+from fvit.runtime.images import read_image
+from fvit.runtime.queue import Counter, Queue, Stretch
 
 ON_GPU = ("tensorrt", "ort-tensorrt", "cuda")
 """What runs graphs on a GPU, in the order that "auto" tries."""
 
 Batch = int | Literal["auto"]
 
-BATCH = 32
-"""Copies a run of the engine takes unless told."""
+ON_CORE = 4
+"""Copies that a CPU core takes at once unless told: a short request then waits for few others, and what
+Python does for a batch is still small beside it."""
+
+BATCH = 64
+"""Copies that a GPU takes at once unless told."""
 
 
 def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch | None = None) -> FaithfulViT:
     """Open and verify a bundle and put its graphs on a device.
 
     device: "cpu"; "tensorrt:N", the plans that were built for GPU N; "ort-tensorrt:N" or "cuda:N", ONNX
-    Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like, several GPUs that share the copies;
+    Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like, several GPUs that share all copies;
     or "auto", the first of tensorrt:0, ort-tensorrt:0, cuda:0 and cpu that works (the result's
-    `passed_over` says why not the others). batch: copies a run of the engine takes: 32 unless told, and
-    "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that has plans. Raises
-    FvitError where the bundle is missing or damaged, or the device cannot be used.
+    `passed_over` says why not the others). batch: copies that a CPU core or a GPU takes at once: 4 and 64
+    unless told, and "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that
+    has plans. Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch is
+    no number from 1 on.
     """
     opened = open_bundle(bundle)
     passed_over: list[str] = []
@@ -59,28 +63,34 @@ def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch | 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a bundle runs: hardware, by name, what counts copies there at a given batch, and the batch
-    that its plans were built for (None where any will do)."""
+    """Where a bundle runs: its hardware by name, the pipeline there, what makes its devices for a batch, the
+    batch unless told."""
 
     hardware: str
     pipeline: DenoisedClassifier
-    counter: Callable[[int], CopyCounter]
-    planned: int | None = None
+    counters: Callable[[int], Sequence[Counter]]
+    batch: int
 
 
 def _on(bundle: Bundle, *, device: str, batch: Batch | None) -> FaithfulViT:
+    if not (batch in (None, "auto") or (isinstance(batch, int | np.integer) and batch >= 1)):
+        raise FvitError(f"batch = {batch}: give a number of copies from 1 on, or auto")
     place = _on_cpu(bundle) if device == "cpu" else _on_gpus(bundle, device=device, batch=batch)
-    if not isinstance(batch, int):
-        batch = place.planned or (BATCH if batch is None else _fastest(bundle, place, device=device))
-    return FaithfulViT(bundle, place.pipeline, device=device, batch=batch, smoother=place.counter)
+    rows = place.batch if batch is None else batch
+    if rows == "auto":
+        rows = place.batch if device.startswith("tensorrt") else _fastest(bundle, place, device=device)
+    return FaithfulViT(bundle, place.pipeline, place.counters(int(rows)), device=device)
 
 
 def _on_cpu(bundle: Bundle) -> Place:
-    pipeline = _pipeline(
-        bundle, *(open_engine(g, device="cpu") for g in (bundle.denoiser, bundle.classifier))
-    )
-    hardware = f"{platform.processor() or platform.machine()} {len(os.sched_getaffinity(0))} cores"
-    return Place(hardware, pipeline, lambda batch: Smoother(pipeline, batch=batch))
+    cores = len(os.sched_getaffinity(0))
+    engines = [open_engine(graph, device="cpu", threads=1) for graph in (bundle.denoiser, bundle.classifier)]
+    pipeline = _pipeline(bundle, *engines)
+
+    def counters(rows: int) -> list[HostCounter]:
+        return [HostCounter(pipeline, rows=rows, grain=ROWS) for _ in range(cores)]
+
+    return Place(f"{platform.processor() or platform.machine()} {cores} cores", pipeline, counters, ON_CORE)
 
 
 def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
@@ -91,6 +101,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
             f"unknown device '{device}': use cpu, auto, or tensorrt:0, ort-tensorrt:0 or cuda:0 for the "
             "first GPU, cuda:0,1 for the first two"
         )
+    from fvit.runtime.gpu.counter import DeviceCounter
     from fvit.runtime.gpu.device import Gpu
 
     gpus = [Gpu(int(index)) for index in indices]
@@ -102,30 +113,35 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
         for gpu, index in zip(gpus, indices, strict=True)
     ]
     schedule = bundle.manifest.schedule
-    counters = [partial(_on_device, gpu, *pair, schedule) for gpu, pair in zip(gpus, engines, strict=True)]
 
-    def shared(size: int) -> SharedSmoother:
-        return SharedSmoother([make(size) for make in counters])
+    def counters(rows: int) -> list[DeviceCounter]:
+        return [
+            DeviceCounter(gpu, *pair, schedule=schedule, rows=rows)
+            for gpu, pair in zip(gpus, engines, strict=True)
+        ]
 
-    counter = counters[0] if len(gpus) == 1 else shared
-    return Place(gpus[0].name, _pipeline(bundle, *engines[0]), counter, planned)
+    return Place(gpus[0].name, _pipeline(bundle, *engines[0]), counters, planned or BATCH)
 
 
 def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
     """The batch measured to be the fastest here, or what was found earlier."""
-    pixels = np.full((3, *bundle.manifest.image_size), 0.5, np.float32)
+    size = bundle.manifest.image_size
+    picture = read_image(np.full((*size, 3), 128, np.uint8), size=size)
 
-    def seconds(size: int) -> float:
-        counter = place.counter(size)
+    def seconds(rows: int) -> float:
+        counters = place.counters(rows)
+        queue = Queue(counters)
 
         def run(copies: int) -> None:
             tally = Tally(place.pipeline.classes, place.pipeline.tokens, (1,))
-            for _ in counter.run([Section(pixels, range(copies), tally)], sigma=0.25, seed=0):
-                pass
+            queue.submit(Stretch(picture, range(copies), sigma=0.25, key=0, tally=tally)).result()
 
-        taken = time_of_copy(run, size)
-        if counter.rows < size:
-            raise OutOfMemory(f"{device} has no memory for {size} copies at once")
+        try:
+            taken = time_of_copy(run, rows * len(counters))
+            if any(counter.rows < rows for counter in counters):
+                raise OutOfMemory(f"{device} has no memory for {rows} copies at once")
+        finally:
+            queue.close()
         return taken
 
     key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware}"
@@ -134,12 +150,7 @@ def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
 
 def _pipeline(bundle: Bundle, denoiser: Engine, classifier: Engine) -> DenoisedClassifier:
     manifest = bundle.manifest
+    check_graphs(manifest, denoiser=denoiser, classifier=classifier)
     return DenoisedClassifier(
         denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size
     )
-
-
-def _on_device(
-    device: Device, denoiser: Engine, classifier: Engine, schedule: Schedule, batch: int
-) -> DeviceSmoother:
-    return DeviceSmoother(device, denoiser, classifier, schedule=schedule, batch=batch)

@@ -1,0 +1,380 @@
+"""One stream of full batches for everybody: stretches of copies from many callers, shared out to devices."""
+
+from __future__ import annotations
+
+import atexit
+import heapq
+import itertools
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from fvit.certificates.tally import Tally
+from fvit.errors import DeviceLost, FvitError
+from fvit.runtime.images import Picture
+
+TURN = 64
+"""Copies that an account is served before those served less come first: a short request then gets all of its
+copies in one go, and requests of one length are done one after another instead of all at the end."""
+
+OLDEST = 4
+"""One of so many rows of a batch belongs to the oldest stretch, so that none starves."""
+
+
+class Account:
+    """Whose copies they are: stretches of one account are served by age, accounts by what they have had."""
+
+    served = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Stretch:
+    """A run of copies of one picture that is counted into one tally.
+
+    key: of the noise (noise.philox_key). on_copies: called with the number of copies counted since its last
+    call, in a device's thread.
+    """
+
+    picture: Picture
+    copies: range
+    sigma: float
+    key: int
+    tally: Tally
+    account: Account = field(default_factory=Account)
+    on_copies: Callable[[int], Any] = lambda copies: None
+
+
+Part: TypeAlias = "tuple[Stretch, range]"
+Batch: TypeAlias = "list[Part]"
+
+
+class Counter(Protocol):
+    """One device, which draws copies, runs the networks on them and counts. One caller at a time."""
+
+    @property
+    def rows(self) -> int:
+        """The most copies that a batch may have now; fewer where memory ran out."""
+
+    @property
+    def grain(self) -> int:
+        """Copies are computed in multiples of this, whether anybody wants them or not."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches that may be begun before the oldest one is finished."""
+
+    def begin(self, batch: Batch) -> Callable[[], list[Tally]]:
+        """Draw and start a batch; the call that is returned waits for it.
+
+        It gives one new tally for each part, in order (docs/method.md, section 9). Both raise OutOfMemory
+        where fewer rows at once do not help, DeviceLost where the device is gone for good, FvitError where
+        this batch failed.
+        """
+
+    def close(self) -> None:
+        """Release what the device holds."""
+
+
+class Counted(Future[Tally]):
+    """The tally of a stretch, once every copy is counted. Cancelling frees its rows from the next batch on.
+
+    started: when its first rows were taken, by time.perf_counter.
+    """
+
+    def __init__(self, stretch: Stretch, *, age: int, spare: bool) -> None:
+        super().__init__()
+        self.stretch, self.age, self.spare = stretch, age, spare
+        self.started: float | None = None
+        self.todo = deque([stretch.copies] if stretch.copies else [])
+        self.uncounted = len(stretch.copies)
+        self.settled = False
+
+    @property
+    def turn(self) -> tuple[int, int]:
+        """Those with the smallest are served first."""
+        return self.stretch.account.served // TURN, self.age
+
+
+_Taken: TypeAlias = "list[tuple[Counted, range]]"
+
+
+class Queue:
+    """Gives every device full batches of whatever stretches are open.
+
+    The account that has been served least comes first, and the oldest stretch has a share of every batch:
+    a short request overtakes long ones, and no long one starves. A batch that is not full starts at once
+    where its device has nothing else to do. A batch that fails fails its own stretches alone; a device that
+    fails for good leaves, and its copies go to the others.
+    """
+
+    def __init__(self, counters: Sequence[Counter]) -> None:
+        self._desk = _Desk(len(counters))
+        self._threads = [
+            threading.Thread(target=_serve, args=(self._desk, counter), name=f"fvit-device-{i}", daemon=True)
+            for i, counter in enumerate(counters)
+        ]
+        for thread in self._threads:
+            thread.start()
+        _LIVE[self._desk] = self._threads
+        weakref.finalize(self, self._desk.end, cancel=True).atexit = False  # nobody waits for what is dropped
+
+    @property
+    def waiting(self) -> int:
+        """How many rows are wanted and not yet taken by a device: what a new stretch may have to wait for."""
+        return self._desk.waiting
+
+    def submit(self, stretch: Stretch, *, spare: bool = False) -> Counted:
+        """Queue a stretch; its tally is complete when the future is.
+
+        spare: until it is wanted, it only gets what nobody else does: rows that are computed anyway
+        (Counter.grain), devices that are idle.
+        Raises FvitError after close, in a forked child, and where no device is left.
+        """
+        return self._desk.submit(stretch, spare=spare)
+
+    def want(self, counted: Counted) -> None:
+        """A spare stretch is wanted from now on."""
+        self._desk.want(counted)
+
+    def close(self, *, cancel: bool = False) -> None:
+        """Finish what is open, or cancel it, then end every thread and release the devices."""
+        self._desk.end(cancel=cancel)
+        if self._desk.mine:
+            for thread in self._threads:
+                if thread is not threading.current_thread():
+                    thread.join()
+            _LIVE.pop(self._desk, None)
+
+
+class _Desk:
+    """What the devices' threads share. It knows nothing of the Queue, so that one which is dropped can end."""
+
+    def __init__(self, devices: int) -> None:
+        self.waiting = 0
+        self._devices = devices
+        self._open: dict[Counted, None] = {}
+        self._ages = itertools.count()
+        self._changed = threading.Condition()
+        self._refused: str | None = None
+        self._ending = False
+        self._process = os.getpid()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this is the process whose threads serve it."""
+        return os.getpid() == self._process
+
+    def submit(self, stretch: Stretch, *, spare: bool) -> Counted:
+        if not self.mine:
+            raise FvitError(
+                "this model was loaded before the process was forked, and its threads did not come along: "
+                "call fvit.load in the child"
+            )
+        with self._changed:
+            if self._refused is not None:
+                raise FvitError(self._refused)
+            counted = Counted(stretch, age=next(self._ages), spare=spare)
+            self._open[counted] = None
+            self._add(counted, len(stretch.copies))
+            empty = not stretch.copies
+        if empty:
+            self._settle(counted, None)
+        else:
+            counted.add_done_callback(self._left)
+        return counted
+
+    def want(self, counted: Counted) -> None:
+        with self._changed:
+            if counted.spare and not counted.settled:
+                counted.spare = False
+                self._add(counted, sum(map(len, counted.todo)))
+
+    def end(self, *, cancel: bool) -> None:
+        """Take nothing more; devices leave when nothing is open."""
+        if not self.mine:
+            return
+        with self._changed:
+            self._refused = self._refused or "the model was closed: load the bundle again with fvit.load"
+            self._ending = True
+            dropped = [counted for counted in self._open if cancel or counted.spare]
+            self._changed.notify_all()
+        for counted in dropped:
+            counted.cancel()
+
+    def take(self, counter: Counter, *, busy: bool) -> _Taken:
+        """The rows of a device's next batch; empty where it has to finish one first, or to leave.
+
+        A device that is busy waits for a full batch instead of starting a small one behind the other.
+        """
+        with self._changed:
+            while True:
+                rows = counter.rows
+                if self.waiting >= rows:
+                    break
+                if busy:
+                    return []
+                if self.waiting or any(counted.todo for counted in self._open):
+                    break
+                if self._ending and not self._open:
+                    return []
+                self._changed.wait()
+            return self._rows(rows, grain=counter.grain)
+
+    def counted(self, taken: _Taken, tallies: list[Tally]) -> None:
+        """A batch is done."""
+        complete = []
+        with self._changed:
+            for (counted, copies), tally in zip(taken, tallies, strict=True):
+                if not counted.settled:
+                    counted.stretch.tally.merge(tally)
+                    counted.uncounted -= len(copies)
+                    if counted.uncounted == 0:
+                        complete.append(counted)
+        for counted, copies in taken:
+            counted.stretch.on_copies(len(copies))
+        for counted in complete:
+            self._settle(counted, None)
+
+    def failed(self, taken: _Taken, error: Exception) -> None:
+        """A batch failed: so have its stretches."""
+        for counted in dict(taken):
+            self._settle(counted, error)
+
+    def returned(self, taken: _Taken) -> None:
+        """A device left without having counted these rows: they are to be taken again."""
+        with self._changed:
+            for counted, copies in reversed(taken):
+                if not counted.settled:
+                    counted.todo.appendleft(copies)
+                    self._add(counted, len(copies))
+
+    def left(self, error: Exception | None) -> None:
+        """A device's thread ends; with an error where the device failed for good."""
+        with self._changed:
+            self._devices -= 1
+            if self._devices:
+                return
+            reason = error or FvitError("the last device's thread ended")
+            self._refused = self._refused or f"no device is left: {reason}"
+            left = list(self._open)
+        for counted in left:
+            self._settle(counted, reason)
+
+    def _rows(self, rows: int, *, grain: int) -> _Taken:
+        taken: _Taken = []
+        ready = [counted for counted in self._open if counted.todo]
+        wanted = [counted for counted in ready if not counted.spare]
+        room = rows
+        if wanted:
+            oldest = min(wanted, key=lambda counted: counted.age)
+            room -= self._give(oldest, max(1, rows // OLDEST), taken)
+            for counted in heapq.nsmallest(rows, wanted, key=lambda counted: counted.turn):
+                room -= self._give(counted, room, taken)
+            room = min(room, -(rows - room) % grain)
+        # What is computed anyway, or by nobody else, may as well serve somebody.
+        for counted in ready:
+            if counted.spare:
+                room -= self._give(counted, room, taken)
+        return taken
+
+    def _give(self, counted: Counted, room: int, taken: _Taken) -> int:
+        """Up to `room` rows of a stretch; how many there were."""
+        given = 0
+        while counted.todo and given < room:
+            copies = counted.todo.popleft()
+            part, rest = copies[: room - given], copies[room - given :]
+            if rest:
+                counted.todo.appendleft(rest)
+            before = taken[-1] if taken else None
+            if before is not None and before[0] is counted and before[1].stop == part.start:
+                taken[-1] = (counted, range(before[1].start, part.stop))
+            else:
+                taken.append((counted, part))
+            given += len(part)
+        if given:
+            counted.started = counted.started or time.perf_counter()
+            counted.stretch.account.served += given
+            self.waiting -= 0 if counted.spare else given
+        return given
+
+    def _add(self, counted: Counted, rows: int) -> None:
+        if not counted.spare:
+            self.waiting += rows
+            self._changed.notify_all()
+
+    def _left(self, future: Future[Tally]) -> None:
+        if future.cancelled() and isinstance(future, Counted):
+            self._settle(future, None)
+
+    def _settle(self, counted: Counted, error: Exception | None) -> None:
+        """Counted, failed or cancelled: the first of them decides."""
+        with self._changed:
+            if counted.settled:
+                return
+            counted.settled = True
+            del self._open[counted]
+            if not counted.spare:
+                self.waiting -= sum(map(len, counted.todo))
+            counted.todo.clear()
+            self._changed.notify_all()
+        if counted.set_running_or_notify_cancel():
+            if error is None:
+                counted.set_result(counted.stretch.tally)
+            else:
+                counted.set_exception(_told(error))
+
+
+def _serve(desk: _Desk, counter: Counter) -> None:
+    """A device's thread: take, begin, finish, until the desk ends or the device is lost."""
+    begun: deque[tuple[_Taken, Callable[[], list[Tally]]]] = deque()
+    error: Exception | None = None
+    try:
+        while error is None:
+            taken = desk.take(counter, busy=bool(begun)) if len(begun) <= counter.ahead else []
+            if not taken and not begun:
+                break
+            try:
+                if taken:
+                    batch = [(counted.stretch, copies) for counted, copies in taken]
+                    begun.append((taken, counter.begin(batch)))
+                else:
+                    taken, finish = begun.popleft()
+                    desk.counted(taken, finish())
+            except DeviceLost as reason:
+                error = reason
+                desk.returned([*taken, *(row for each, _ in begun for row in each)])
+            except Exception as reason:  # whatever an engine raises is the batch's, not the queue's
+                desk.failed(taken, reason)
+    finally:
+        begun.clear()
+        desk.left(error)
+        counter.close()
+
+
+def _told(error: Exception) -> FvitError:
+    """An error for one caller: a raised exception gathers the traceback of whoever raises it."""
+    if isinstance(error, FvitError):
+        told: FvitError = type(error)(*error.args)
+    else:
+        told = FvitError(f"the engine failed: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told
+
+
+_LIVE: weakref.WeakKeyDictionary[_Desk, list[threading.Thread]] = weakref.WeakKeyDictionary()
+"""Threads must not run into the interpreter's end."""
+
+
+@atexit.register
+def _end_all() -> None:
+    for desk, threads in list(_LIVE.items()):
+        desk.end(cancel=True)
+        if desk.mine:
+            for thread in threads:
+                thread.join(timeout=10)
