@@ -1,121 +1,263 @@
-"""Any image that a user hands over -> one float array in [0,1], of the bundle's size."""
+"""Any image that a user hands over -> the 8-bit pixels that are certified, of the bundle's size."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from fvit.errors import FvitError
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm"})
+
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm",),
+}
+"""What is read, as Pillow names it, and what such files are called. Some of Pillow's other formats run other
+programs, or hold images of another size than their headers say."""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV"})
+"""Pillow's modes of 8-bit values that have one meaning as RGB."""
+
+MAX_PIXELS = 32_000_000
+"""Reading takes 11 bytes a pixel, and 19 of a WebP file: so that it stays below 650 MB."""
+
+BYTES_A_PIXEL = 16
+"""A file that is larger than so many times the pixels allowed is not read to its end for a hash."""
+
+SPECIAL = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """pixels [3,H,W] float32 in [0,1]; name: the path, or "array"; sha256: of the file's bytes, or
-    of the pixels where there is no file; resized_from: (rows, columns) where the size was changed."""
+    """The image that is certified.
 
-    pixels: NDArray[np.float32]
+    pixels: uint8 [3,H,W] of the bundle's size, resized and rounded where it was not; name: the path as
+    given, "image" or "array"; sha256: of the file's bytes, or pixels_sha256 where there is no file;
+    pixels_sha256: of the pixels as H×W×3 bytes; resized_from: (rows, columns) where the size was changed;
+    frames: how many the file holds where it is animated, of which the first is read.
+    """
+
+    pixels: NDArray[np.uint8]
     name: str
     sha256: str
+    pixels_sha256: str
     resized_from: tuple[int, int] | None
+    frames: int = 1
 
 
-def read_image(image: ImageLike, *, size: tuple[int, int]) -> Picture:
+def read_image(image: ImageLike, *, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
     """A path, PIL image, H×W×3 uint8 array or 3×H×W float array in [0,1] -> Picture of `size`.
 
-    Another size is scaled bicubically to cover `size`, then cut at the centre. Grey is repeated,
-    palettes are looked up, transparency is laid on white, 16-bit values are scaled.
-    Raises FvitError where it is no readable image.
+    Paths and PIL images are turned upright as their EXIF orientation says; arrays have none. Grey is
+    repeated, palettes are looked up, transparency is laid on white, 16-bit grey PNG is divided by 257. Of an
+    animated file the first frame is read, of a PIL image the one that it stands at. Another size is scaled
+    bicubically to cover `size`, cut at the centre and rounded to 8 bits once.
+    Raises FvitError where it is no regular file or readable image, is empty or has more than max_pixels, or
+    cannot be brought to 8-bit RGB without a guess at what its values mean.
     """
     if isinstance(image, np.ndarray):
-        name, (opened, digest) = "array", _from_array(image)
+        name, digest, frames = "array", None, 1
+        planes = _planes_of_array(np.asarray(image), max_pixels=max_pixels)
     elif isinstance(image, Image.Image):
-        name, opened, digest = "image", image, None
+        name, digest = "image", None
+        with _as_ours("the PIL image"):
+            frames, planes = _planes(image, "the PIL image", max_pixels=max_pixels)
     else:
-        name = os.fspath(image)
-        opened, digest = _from_file(Path(name))
-    if isinstance(opened, Image.Image):
-        opened = _pixels(opened)
-    resized = None
-    if opened.shape[1:] != size:
-        resized = (int(opened.shape[1]), int(opened.shape[2]))
-        opened = _fit(opened, size)
-    opened = np.ascontiguousarray(opened, np.float32)
-    return Picture(opened, name, digest or hashlib.sha256(opened.tobytes()).hexdigest(), resized)
+        try:
+            name = os.fspath(image)
+        except TypeError:
+            raise FvitError(
+                f"an object of type {type(image).__name__} is no image: give a path, a PIL image or an array"
+            ) from None
+        frames, planes, digest = _planes_of_file(name, max_pixels=max_pixels)
+    shape = (planes[0].height, planes[0].width)
+    if shape != size:
+        planes = [ImageOps.fit(plane.convert("F"), size[::-1], Image.Resampling.BICUBIC) for plane in planes]
+    pixels = np.stack([np.rint(np.clip(np.asarray(plane), 0, 255)).astype(np.uint8) for plane in planes])
+    own = hashlib.sha256(pixels.transpose(1, 2, 0).tobytes()).hexdigest()
+    return Picture(pixels, name, digest or own, own, shape if shape != size else None, frames)
 
 
-def find_images(places: list[Path]) -> list[Path]:
+def find_images(
+    places: list[Path], *, on_skip: Callable[[Path, str], Any] = lambda file, reason: None
+) -> list[Path]:
     """The image files among the places, folders searched one level deep, in the order of names.
 
-    Raises FvitError where a place does not exist or a folder holds no image.
+    What lies in a folder under an image's name and is no regular file (a pipe, a device, a broken link) is
+    left out; on_skip is told which, and why. Raises FvitError where a place does not exist, or a folder
+    cannot be read or holds no image.
     """
     found: list[Path] = []
     for place in places:
-        if place.is_dir():
+        try:
+            if not place.is_dir():
+                place.lstat()
+                found.append(place)
+                continue
             inside = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
-            if not inside:
-                raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))})")
-            found.extend(inside)
-        elif place.exists():
-            found.append(place)
-        else:
-            raise FvitError(f"{place} does not exist")
+        except FileNotFoundError:
+            raise FvitError(f"{place} does not exist") from None
+        except (OSError, ValueError) as error:
+            raise FvitError(f"{place} cannot be read: {_reason(error)}") from error
+        regular = [file for file in inside if _is_regular(file, on_skip)]
+        if not regular:
+            raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))})")
+        found.extend(regular)
     return found
 
 
-def _from_file(path: Path) -> tuple[Image.Image, str]:
+def _is_regular(file: Path, on_skip: Callable[[Path, str], Any]) -> bool:
     try:
-        data = path.read_bytes()
+        mode = file.stat().st_mode
     except OSError as error:
-        raise FvitError(f"{path} cannot be read: {error.strerror}") from error
+        on_skip(file, f"cannot be read: {_reason(error)}")
+        return False
+    if not stat.S_ISREG(mode):
+        on_skip(file, f"is {SPECIAL.get(stat.S_IFMT(mode), 'no file')}, no image")
+    return stat.S_ISREG(mode)
+
+
+def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Image], str]:
+    """Number of frames, 8-bit planes, SHA-256 of the bytes."""
     try:
-        opened = Image.open(BytesIO(data))
-        opened.load()
-    except UnidentifiedImageError:
-        raise FvitError(f"{path} is not an image that Pillow can read") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FvitError(f"{path} is a damaged image: {error}") from error
-    return ImageOps.exif_transpose(opened), hashlib.sha256(data).hexdigest()
+        with open(name, "rb", opener=_without_waiting) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise FvitError(f"{name} is {SPECIAL.get(stat.S_IFMT(status.st_mode), 'no file')}, no image")
+            if status.st_size > (limit := BYTES_A_PIXEL * max_pixels):
+                raise FvitError(
+                    f"{name} has {status.st_size:,} bytes, more than {limit:,} for {max_pixels:,} pixels: "
+                    "make it smaller, or allow more with --max-pixels"
+                )
+            with _as_ours(name):
+                frames, planes = _planes(_opened(file), name, max_pixels=max_pixels)
+            file.seek(0)
+            return frames, planes, _sha256(file)
+    except (OSError, ValueError) as error:
+        raise FvitError(f"{name} cannot be read: {_reason(error)}") from error
 
 
-def _from_array(array: NDArray[Any]) -> tuple[Image.Image | NDArray[np.float32], None]:
-    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3:
-        return Image.fromarray(array), None
-    if np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[0] == 3:
-        if not bool(np.isfinite(array).all()) or array.min() < 0 or array.max() > 1:
-            raise FvitError(
-                f"float images must lie in [0, 1]; this one spans {array.min():g} to {array.max():g}"
-            )
-        return array.astype(np.float32), None
-    raise FvitError(
-        f"an array of shape {array.shape} and type {array.dtype} is no image: "
-        "give H×W×3 uint8 or 3×H×W float in [0, 1]"
-    )
+def _without_waiting(name: str, flags: int) -> int:
+    """A pipe without a writer opens at once, so that it can be seen to be one."""
+    return os.open(name, flags | os.O_NONBLOCK)
 
 
-def _pixels(image: Image.Image) -> NDArray[np.float32]:
-    if image.mode.startswith("I") or image.mode == "F":
-        # 16-bit grey; Pillow's own conversion to RGB would clip it at 255.
-        grey = np.asarray(image, np.float32) / (65535.0 if image.mode.startswith("I") else 1.0)
-        return np.repeat(np.clip(grey, 0, 1)[None], 3, axis=0)
+def _opened(file: BinaryIO) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is max_pixels
+        return Image.open(file, formats=list(FORMATS))
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _planes_of_array(array: NDArray[Any], *, max_pixels: int) -> list[Image.Image]:
+    """8-bit planes, or float planes of the same scale."""
+    of_bytes = array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3
+    of_floats = np.issubdtype(array.dtype, np.floating) and array.ndim == 3 and array.shape[0] == 3
+    if not of_bytes and not of_floats:
+        raise FvitError(
+            f"an array of shape {array.shape} and type {array.dtype} is no image: "
+            "give H×W×3 uint8 or 3×H×W float in [0, 1]"
+        )
+    rows, columns = array.shape[:2] if of_bytes else array.shape[1:]
+    _check_size(rows, columns, "the array", max_pixels=max_pixels)
+    if of_bytes:
+        return [Image.fromarray(np.ascontiguousarray(array[..., channel])) for channel in range(3)]
+    if not bool(np.isfinite(array).all()) or array.min() < 0 or array.max() > 1:
+        raise FvitError(f"float images must lie in [0, 1]; this one spans {array.min():g} to {array.max():g}")
+    return [Image.fromarray((plane.astype(np.float64) * 255).astype(np.float32)) for plane in array]
+
+
+def _planes(image: Image.Image, name: str, *, max_pixels: int) -> tuple[int, list[Image.Image]]:
+    """Number of frames, and the upright image's three 8-bit planes."""
+    _check_size(image.height, image.width, name, max_pixels=max_pixels)
+    frames = getattr(image, "n_frames", 1)
+    # Grey of 16 bits that was made by conversion, and has no format, may use any part of its range.
+    deep = image.mode == "I;16" and image.format == "PNG"
+    if not deep and image.mode not in MODES:
+        raise FvitError(
+            f"{name} holds values of Pillow's mode {image.mode}, whose black and white are not known: "
+            "scale it to 8-bit grey or RGB first"
+        )
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if deep:
+        return frames, [_grey_of_sixteen_bits(image)] * 3
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"), np.float32).transpose(2, 0, 1) / np.float32(255)
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image.getchannel("A"))
+        image = opaque
+    if image.mode in ("1", "L"):
+        return frames, [image.convert("L")] * 3
+    return frames, list(image.convert("RGB").split())
 
 
-def _fit(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    planes = [
-        ImageOps.fit(Image.fromarray(plane), (size[1], size[0]), Image.Resampling.BICUBIC) for plane in pixels
-    ]
-    return np.clip(np.stack([np.asarray(plane) for plane in planes]), 0, 1)
+def _grey_of_sixteen_bits(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    grey = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if "transparency" in image.info:  # one value that stands for nothing
+        grey[values == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _check_size(rows: int, columns: int, name: str, *, max_pixels: int) -> None:
+    if rows == 0 or columns == 0:
+        raise FvitError(f"{name} is empty: it has {rows} rows and {columns} columns")
+    if rows * columns > max_pixels:
+        raise FvitError(
+            f"{name} has {columns:,}×{rows:,} pixels, more than {max_pixels:,}: "
+            "make it smaller, or allow more with --max-pixels"
+        )
+
+
+@contextmanager
+def _as_ours(name: str) -> Iterator[None]:
+    """Whatever a decoder raises becomes one line."""
+    try:
+        yield
+    except FvitError:
+        raise
+    except UnidentifiedImageError:
+        raise FvitError(f"{name} is not an image of a known format ({', '.join(FORMATS)})") from None
+    except Image.DecompressionBombError as error:
+        raise FvitError(f"{name} has more pixels than Pillow decodes: make it smaller") from error
+    except MemoryError as error:
+        raise FvitError(f"{name} does not fit in memory: make it smaller") from error
+    except Exception as error:  # decoders of damaged files fail in every way there is
+        raise FvitError(f"{name} is a damaged image: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(words.split()) or type(error).__name__

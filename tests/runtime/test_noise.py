@@ -273,7 +273,7 @@ def test_images_and_seeds_have_independent_noise() -> None:
 
 
 # The attack of Voráček & Hein (ICLR 2023) on noise that is added in floating point: x is black, x' is one
-# grey level everywhere, 0.43 away. Close to zero x' + σz has kept the digits of x' alone, and x + σz has its own.
+# grey level everywhere, 0.43 away. Close to zero, x' + σz has only the digits of x', and x + σz its own.
 
 ATTACKED = 0.25
 DISTANCE = np.sqrt(12288) / 255
