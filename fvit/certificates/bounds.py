@@ -101,7 +101,7 @@ def betting_bounds(logarithms: Floats, n: int, *, mean: Floats, alpha: float) ->
     from_below, from_above = np.split(logarithms, [len(FROM_BELOW)])
     # For larger p the level grows, and wealth has to shrink faster: it does where bet ≥ N/n. Leaving
     # the others out only lowers the wealth.
-    used = FROM_BELOW >= tokens / n
+    used = tokens / n <= FROM_BELOW
     bets_below, bets_above = FROM_BELOW[used, None], -FROM_ABOVE[:, None]
 
     def wealth(sums: Floats, bets: Floats, p: Floats, shares: int) -> Floats:

@@ -1,9 +1,7 @@
-"""Section 4 of the design: certificates as pure functions of counts, bounds and weights.
+"""Radii as pure functions of bounds on smoothed values (docs/method.md, sections 4, 5 and 8).
 
-Sources: [1] Hu et al. 2024 (faithful ViTs), [3] Cohen et al. 2019 (class radius), [4] Liu et al. 2021
-(Rényi bound on attention), [5] Levine et al. 2019 (Gaussian bound on top-k votes).
-
-Radii are in the units of σ. Nothing here draws, counts or reads anything.
+Sources: [1] Hu et al. 2024 (faithful ViTs), [3] Cohen et al. 2019 (class radius), [5] Levine et al. 2019
+(Gaussian bound on top-k votes). Radii are in the units of σ.
 """
 
 from __future__ import annotations
@@ -35,7 +33,7 @@ def lost_tokens(k: int, *, beta: float) -> int:
     return math.floor((1 - share) * k) + 1
 
 
-# --- 4.1 class -----------------------------------------------------------------------------------
+# --- section 4: the class --------------------------------------------------------------------------
 
 
 def class_radius(p_lower: float, *, sigma: float) -> float:
@@ -54,7 +52,7 @@ def leads_clearly(leader: int, runner_up: int, *, alpha: float) -> bool:
     return both > 0 and bool(binomtest(leader, both, 0.5).pvalue <= alpha)
 
 
-# --- 4.3 attention, the certificate we stand behind ------------------------------------------------
+# --- section 5: the explanation --------------------------------------------------------------------
 
 
 def attention_radius(
@@ -66,16 +64,12 @@ def attention_radius(
     sigma: float,
     aggregate: Aggregate,
 ) -> float:
-    """ℓ2 radius within which at least βk of `tokens` stay among the top k (DESIGN 4.3).
+    """ℓ2 radius within which at least βk of `tokens` stay among the top k (section 5.1).
 
     lower, upper: [N] simultaneous bounds on the smoothed value of each token (only the lower side
     is read for `tokens`, only the upper side elsewhere). tokens: [k] distinct indices, the
     explanation. Returns 0.0 where nothing is certified, inf where fewer than k0 tokens are outside.
     Raises ValueError where tokens repeat or leave [0, N), or β is not in (0, 1].
-
-    Sorted best survivor first and weakest challenger first, the m best of the k0 smallest lower
-    bounds against the m weakest of the k0 largest upper bounds are a test for each m; the best
-    test counts: R = σ/2 · max_m [Φ⁻¹(A_m(l)) − Φ⁻¹(A_m(u))].
     """
     k0 = lost_tokens(len(np.asarray(tokens)), beta=beta)
     return float(attention_radii(lower, upper, tokens, sigma=sigma, aggregate=aggregate)[k0 - 1])
@@ -91,18 +85,40 @@ def attention_radii(
     survivors, challengers = np.sort(lower[inside]), np.sort(upper[~inside])[::-1]
     radii = np.full(len(survivors), math.inf)
     for k0 in range(1, min(len(survivors), len(challengers)) + 1):
-        gaps = probit_gap(
-            _first_m(survivors[:k0][::-1], aggregate), _first_m(challengers[:k0][::-1], aggregate)
-        )
+        # Best survivor and weakest challenger first.
+        kept = _first_m(survivors[:k0][::-1], aggregate)
+        gaps = probit_gap(kept, _first_m(challengers[:k0][::-1], aggregate))
+        if aggregate == "mean":  # a sum that was cut at 1 is no lower bound on anything below 1
+            gaps = np.where(kept < 1, gaps, -np.inf)
         radii[k0 - 1] = max(0.0, float(sigma / 2 * gaps.max()))
     return radii
+
+
+def attainable_radius(
+    lower: ArrayLike, upper: ArrayLike, *, k: int, beta: float, sigma: float, aggregate: Aggregate
+) -> float:
+    """What attention_radius stays within at the exact values, for whichever k tokens (section 5.1).
+
+    lower, upper: [N] as there; here the upper side stands for the tokens at ranks k−k0+1 … k, the lower
+    side for those at ranks k+1 … k+k0, each side ranked by itself over all tokens. inf where fewer
+    than k0 tokens are outside or a bound at 0 or 1 rules nothing out.
+    """
+    lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
+    k0 = lost_tokens(k, beta=beta)
+    if k + k0 > len(lower):
+        return math.inf
+    survivors = np.sort(upper)[::-1][k - k0 : k]
+    challengers = np.sort(lower)[::-1][k : k + k0][::-1]
+    high, low = _first_m(survivors, aggregate), _first_m(challengers, aggregate)
+    gaps = np.where((high >= 1) | (low <= 0), np.inf, probit_gap(high, low))
+    return max(0.0, float(sigma / 2 * gaps.max()))
 
 
 def token_radii(lower: ArrayLike, upper: ArrayLike, tokens: ArrayLike, *, sigma: float) -> Floats:
     """[k] ℓ2 radius up to which each token on its own stays in the top k, in the order of `tokens`.
 
-    The β = 1 argument of DESIGN 4.3 for one token: while it lies above every token outside it cannot
-    fall below place k. 0.0 where nothing is certified. Raises ValueError as attention_radius does.
+    Section 5.2: while it lies above every token outside it cannot fall below place k. 0.0 where
+    nothing is certified. Raises ValueError as attention_radius does.
     """
     lower, upper = np.asarray(lower, np.float64), np.asarray(upper, np.float64)
     inside = _inside(tokens, count=len(lower))
@@ -138,7 +154,7 @@ def probit_gap(high: Floats, low: Floats) -> Floats:
         return np.where(undecided, -np.inf, ndtri(np.clip(high, 0, 1)) - ndtri(np.clip(low, 0, 1)))
 
 
-# --- 4.5 prediction distribution --------------------------------------------------------------------
+# --- section 8: the prediction distribution --------------------------------------------------------
 
 
 def renyi_divergence(radius: float, *, order: float, sigma: float) -> float:
