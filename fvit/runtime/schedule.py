@@ -1,13 +1,17 @@
-"""From a noise level σ to the diffusion timestep whose noise it is, and back (DESIGN section 3)."""
+"""From a noise level σ to the diffusion timestep whose noise it is (docs/method.md, section 2)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fvit.errors import FvitError
+
+ROUNDING = 1e-6
+"""By so much, relatively, may a σ in float32 lie outside a schedule whose first or last σ it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,16 +37,25 @@ class Schedule:
         """[T] the pixel-space σ of each integer timestep: √((1−ᾱ_t)/ᾱ_t) / 2."""
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod) / 2
 
-    def timestep(self, sigma: float) -> float:
-        """t* with σ_{t*} = 2σ: log-linear between neighbours, or the nearest integer of those two.
+    @overload
+    def timestep(self, sigma: float) -> float: ...
 
-        Raises FvitError, naming the allowed range, where σ lies outside the schedule.
+    @overload
+    def timestep(self, sigma: NDArray[np.floating[Any]]) -> NDArray[np.float64]: ...
+
+    def timestep(self, sigma: float | NDArray[np.floating[Any]]) -> float | NDArray[np.float64]:
+        """t* with σ_{t*} = 2σ: log-linear between neighbours, or the nearest integer of those two. A number
+        for a number, float64 [B] for [B] levels.
+
+        Raises FvitError, naming the allowed range, where a σ lies outside the schedule.
         """
-        sigmas = self.sigmas
-        if not sigmas[0] <= sigma <= sigmas[-1]:
+        levels, sigmas = np.asarray(sigma, np.float64), self.sigmas
+        inside = (levels >= sigmas[0] * (1 - ROUNDING)) & (levels <= sigmas[-1] * (1 + ROUNDING))
+        if not inside.all():
             raise FvitError(
-                f"σ = {sigma:g} is outside this denoiser's noise schedule: "
+                f"σ = {levels[~inside].flat[0]:g} is outside this denoiser's noise schedule: "
                 f"choose σ between {sigmas[0]:.4f} and {sigmas[-1]:.4g}"
             )
-        t = float(np.interp(np.log(sigma), np.log(sigmas), np.arange(len(sigmas))))
-        return t if self.fractional else float(round(t))
+        t = np.interp(np.log(levels), np.log(sigmas), np.arange(len(sigmas)))
+        t = t if self.fractional else np.rint(t)
+        return t if levels.ndim else float(t)

@@ -38,3 +38,20 @@ def test_sigma_outside_the_schedule_names_the_allowed_range(sigma: float) -> Non
 def test_products_that_are_no_schedule_are_refused(products: list[float]) -> None:
     with pytest.raises(FvitError, match="schedule"):
         Schedule(np.array(products))
+
+
+@pytest.mark.parametrize("fractional", [True, False])
+def test_many_levels_are_found_as_each_alone(fractional: bool) -> None:
+    schedule = Schedule(LINEAR, fractional)
+    levels = np.array([0.12, 0.25, 0.5, 1.0])
+    found = schedule.timestep(levels)
+    assert found.dtype == np.float64
+    assert found.tolist() == [schedule.timestep(float(sigma)) for sigma in levels]
+    with pytest.raises(FvitError, match="σ = 100 is outside"):
+        schedule.timestep(np.array([0.25, 100.0]))
+
+
+def test_the_ends_of_a_schedule_are_inside_in_single_precision_too() -> None:
+    schedule = Schedule(LINEAR)
+    ends = schedule.sigmas[[0, -1]].astype(np.float32)
+    assert schedule.timestep(ends).tolist() == [0, pytest.approx(999)]
