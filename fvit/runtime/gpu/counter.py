@@ -1,118 +1,171 @@
-"""Draw -> denoise -> classify -> accumulate on one GPU: copies and what is counted of them stay there."""
+"""Draws, runs the networks and counts on one GPU: copies and what the networks say of them stay there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from threading import Lock
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
-from fvit.certificates.bounds import LogWealth
 from fvit.certificates.tally import Tally
 from fvit.engines.base import Engine, Memory
-from fvit.errors import FvitError, OutOfMemory
-from fvit.runtime.host import Batch, Floats, Section, batches
+from fvit.errors import DeviceLost, FvitError, OutOfMemory
+from fvit.runtime.gpu.device import Bytes, Device
+from fvit.runtime.gpu.run import Piece, Run
+from fvit.runtime.queue import Batch
 from fvit.runtime.schedule import Schedule
 
 
-class Device(Protocol):
-    """Memory and the kernels of kernels.cu on one stream of one GPU."""
+class DeviceCounter:
+    """A Counter on a device, with its engines, which work on the device's stream.
 
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
-        """Raises OutOfMemory."""
+    Where memory runs out, it goes on with half as many rows at once (`rows` says how many), which changes no
+    result (docs/method.md, section 9). Nothing on the device outlives a batch but room; one stream keeps a
+    batch from touching the room before the one before it is done.
 
-    def upload(self, memory: Memory, values: NDArray[Any]) -> None: ...
-
-    def download(self, memory: Memory) -> NDArray[Any]: ...
-
-    def draw(
-        self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
-    ) -> None:
-        """Write x + σz of these copies into the rows of noisy [B,3,H,W] from `row` on."""
-
-    def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
-        """Add these rows of logits [B,C] and attribution [B,N] to what is counted."""
-
-    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        """What launches again, as one CUDA graph, all that `work` puts on the stream."""
-
-
-def placed(values: NDArray[Any], device: Device) -> Memory:
-    """A copy of the values on the device. Raises OutOfMemory."""
-    memory = device.allocate(values.shape, values.dtype)
-    device.upload(memory, values)
-    return memory
-
-
-@dataclass(frozen=True, eq=False)
-class Accumulators:
-    """A Tally's arrays on the device. counts [C] and votes [K,N] int64; sums, squares [N] and wealth
-    [bets,N] float64; sizes [K] uint32 and bets float64 are constants; unfit [1] int32 becomes 1 where
-    an engine returned a value that is not finite."""
-
-    counts: Memory
-    votes: Memory
-    sums: Memory
-    squares: Memory
-    wealth: Memory
-    sizes: Memory
-    bets: Memory
-    unfit: Memory
-
-    @staticmethod
-    def of(tally: Tally, device: Device) -> Accumulators:
-        """On the device, with what the tally already holds."""
-
-        return Accumulators(
-            counts=placed(tally.counts, device),
-            votes=placed(tally.votes, device),
-            sums=placed(tally.sums, device),
-            squares=placed(tally.squares, device),
-            wealth=placed(tally.wealth.logarithms, device),
-            sizes=placed(np.array(tally.sizes, np.uint32), device),
-            bets=placed(LogWealth.BETS, device),
-            unfit=placed(np.zeros(1, np.int32), device),
-        )
-
-    def into(self, tally: Tally, device: Device, *, copies: int) -> None:
-        """Bring what was counted back into the tally. Raises FvitError for values that are not finite."""
-        if device.download(self.unfit)[0]:
-            raise FvitError("the engine returned a value that is not finite: no certificate can rest on it")
-        tally.copies += copies
-        tally.wealth.copies += copies
-        tally.counts[:] = device.download(self.counts)
-        tally.votes[:] = device.download(self.votes)
-        tally.sums[:] = device.download(self.sums)
-        tally.squares[:] = device.download(self.squares)
-        tally.wealth.logarithms[:] = device.download(self.wealth)
-
-
-class DeviceSmoother:
-    """Does on a device what Smoother does on the host, with the same copies.
-
-    One run at a time: threads that share it take turns. Where memory runs out, it goes on with half as
-    many rows at once (`rows` says how many it uses), which changes no result (DESIGN 4.7).
+    device, engines, memory (the engines' inputs and outputs by name, `rows` rows each) and networks (what
+    runs both engines on it) are public for measuring: networks may be replaced by a call that runs it.
     """
 
+    ahead = 1
+
     def __init__(
-        self, device: Device, denoiser: Engine, classifier: Engine, *, schedule: Schedule, batch: int
+        self, device: Device, denoiser: Engine, classifier: Engine, *, schedule: Schedule, rows: int
     ) -> None:
-        if batch < 1:
-            raise FvitError(f"batch = {batch}: a batch holds at least one copy")
-        self.device, self.schedule, self.batch = device, schedule, batch
-        self._engines = (denoiser, classifier)
-        self._networks: Callable[[], None]
-        self._turn = Lock()
-        self._tensors = [each for engine in self._engines for each in (*engine.inputs, *engine.outputs)]
+        """rows: as many as a batch has at most, made up to a multiple of what the graphs take.
+
+        Raises OutOfMemory where the fewest do not fit, FvitError where the graphs cannot be used.
+        """
+        if rows < 1:
+            raise FvitError(f"batch = {rows}: a batch holds at least one copy")
+        self.device = device
+        self.engines: tuple[Engine, ...] = (denoiser, classifier)
+        self.memory: dict[str, Memory] = {}
+        self.networks: Callable[[], None] = _nothing
+        self._schedule = schedule
+        self._tensors = {
+            each.name: each for engine in self.engines for each in (*engine.inputs, *engine.outputs)
+        }
         # A graph of a fixed batch runs several times; what it lacks at the end is nobody's copy.
-        self._whole = math.lcm(*(each.shape[0] for each in self._tensors if each.shape and each.shape[0]))
-        self.rows = -(-batch // self._whole) * self._whole
-        self._place()
+        self._whole = math.lcm(*(each.shape[0] or 1 for each in self._tensors.values()))
+        self.rows = -(-rows // self._whole) * self._whole
+        self._classes, self._tokens = (
+            _fixed(self._tensors[name].shape)[0] for name in ("logits", "attribution")
+        )
+        self._rooms: dict[str, Memory] = {}
+        self._idle: list[tuple[Bytes, Bytes]] = []
+        with self._explained():
+            self._place()
+
+    @property
+    def grain(self) -> int:
+        """The networks are bound to all rows."""
+        return self.rows
+
+    def begin(self, batch: Batch) -> Callable[[], list[Tally]]:
+        """As Counter.begin. A batch of more than `rows` copies goes in several runs."""
+        tallies = [stretch.tally.empty() for stretch, _ in batch]
+        rest: list[Piece] = [(tally, *part) for tally, part in zip(tallies, batch, strict=True)]
+        finish = _nothing
+        with self._explained():
+            while rest:
+                finish()
+                finish = _nothing
+                now, later = _split(rest, self.rows)
+                try:
+                    finish = self._start(now)
+                except OutOfMemory:
+                    self._halve()
+                    self._place()
+                else:
+                    rest = later
+        return partial(self._finished, finish, tallies)
+
+    def close(self) -> None:
+        with suppress(Exception):  # a device that is lost has nothing to wait for
+            self.device.wait()
+        self.networks, self.engines = _nothing, ()
+        self.memory, self._rooms, self._idle = {}, {}, []
+
+    def _start(self, pieces: list[Piece]) -> Callable[[], None]:
+        """Put one run on the stream; the call that is returned waits for it and adds to the tallies."""
+        run = Run(pieces, rows=self.rows, classes=self._classes, tokens=self._tokens, schedule=self._schedule)
+        tables, results = self._room("tables", run.tables.size), self._room("results", run.results.size)
+        staged, fetched = staging = self._staging(run.tables.size, run.results.size)
+        run.write(staged)
+        self.device.upload(staged[: run.tables.size], tables)
+        self.device.clear(results, run.results.size)
+        self._draw(run, tables)
+        self.networks()
+        self._reduce(run, tables, results)
+        self.device.download(results, fetched[: run.results.size])
+        event = self.device.event()
+
+        def finish() -> None:
+            event.wait()
+            self._idle.append(staging)
+            run.read(fetched)
+
+        return finish
+
+    def _draw(self, run: Run, tables: Memory) -> None:
+        noisy, sigma, timestep = (self.memory[name].pointer for name in ("noisy", "sigma", "timestep"))
+        rows, thresholds, pictures = (
+            run.tables.pointer(name, tables) for name in ("rows", "thresholds", "pictures")
+        )
+        size = math.prod(self.memory["noisy"].shape[1:])
+        self.device.launch(
+            "draw_copies", -(-size // 4), run.rows,
+            noisy, sigma, timestep, rows, pictures, thresholds, size,
+        )  # fmt: skip
+
+    def _reduce(self, run: Run, tables: Memory, results: Memory) -> None:
+        logits, attribution = (self.memory[name].pointer for name in ("logits", "attribution"))
+        rows, parts, sizes, bets = (
+            run.tables.pointer(name, tables) for name in ("rows", "parts", "sizes", "bets")
+        )
+        unfit, classes, sums, wealth, votes = (
+            run.results.pointer(name, results) for name in ("unfit", "classes", "sums", "wealth", "votes")
+        )
+        self.device.launch("find_classes", 1, run.copies, logits, self._classes, classes, unfit)
+        self.device.launch(
+            "count_tokens", self._tokens, run.copies,
+            attribution, self._tokens, rows, parts, sizes, votes, sums, unfit,
+        )  # fmt: skip
+        if run.bets:
+            self.device.launch(
+                "add_wealth",
+                self._tokens,
+                run.copies,
+                attribution,
+                self._tokens,
+                rows,
+                parts,
+                bets,
+                wealth,
+                unfit,
+            )
+
+    def _finished(self, finish: Callable[[], None], tallies: list[Tally]) -> list[Tally]:
+        with self._explained():
+            finish()
+        return tallies
+
+    def _room(self, name: str, size: int) -> Memory:
+        """On the device, for at least so many bytes."""
+        if name not in self._rooms or self._rooms[name].shape[0] < size:
+            self.device.wait()  # what works on the old room
+            self._rooms.pop(name, None)
+            self._rooms[name] = self.device.allocate((_rounded(size),), "uint8")
+        return self._rooms[name]
+
+    def _staging(self, up: int, down: int) -> tuple[Bytes, Bytes]:
+        """On the host, for at least so many bytes each way: one for each run that is not finished."""
+        while self._idle:
+            staged, fetched = self._idle.pop()
+            if staged.size >= up and fetched.size >= down:
+                return staged, fetched
+        return self.device.page_locked(_rounded(up)), self.device.page_locked(_rounded(down))
 
     def _place(self) -> None:
         """Allocate, for as many rows as fit, and bind the engines to it."""
@@ -122,15 +175,14 @@ class DeviceSmoother:
     def _fits(self) -> bool:
         """Allocate for `rows` rows and bind; False where that is too much."""
         try:
-            self._memory = {
-                each.name: self.device.allocate(
-                    (self.rows, *_fixed(each.shape)) if each.shape else (), each.dtype
+            for name, tensor in self._tensors.items():
+                self.memory[name] = self.device.allocate((self.rows, *_fixed(tensor.shape)), tensor.dtype)
+                self.device.clear(
+                    self.memory[name], math.prod(self.memory[name].shape) * tensor.dtype.itemsize
                 )
-                for each in self._tensors
-            }
-            work = partial(_one_after_another, [engine.bind(self._memory) for engine in self._engines])
-            capturable = all(engine.capturable for engine in self._engines)
-            self._networks = self.device.captured(work) if capturable else work
+            work = partial(_one_after_another, [engine.bind(self.memory) for engine in self.engines])
+            capturable = all(engine.capturable for engine in self.engines)
+            self.networks = self.device.captured(work) if capturable else work
         except OutOfMemory:
             return False
         return True
@@ -142,100 +194,45 @@ class DeviceSmoother:
                 "free some, or build plans for a smaller --batch"
             )
         self.rows = -(-self.rows // 2 // self._whole) * self._whole
-        # What was bound goes before what is smaller comes.
-        self._networks, self._memory = _nothing, {}
+        # What was bound goes, once it is done, before what is smaller comes.
+        self.device.wait()
+        self.networks, self.memory = _nothing, {}
 
-    def run(
-        self,
-        sections: Iterable[Section],
-        *,
-        sigma: float,
-        seed: int,
-        on_copies: Callable[[int], Any] = lambda copies: None,
-    ) -> Iterator[Section]:
-        """Count every copy of every section; yield each section when it is complete, in order."""
-        with self._turn:
-            yield from self._run(sections, sigma=sigma, seed=seed, on_copies=on_copies)
-
-    def _run(
-        self, sections: Iterable[Section], *, sigma: float, seed: int, on_copies: Callable[[int], Any]
-    ) -> Iterator[Section]:
-        pictures: dict[int, tuple[Floats, Memory]] = {}
-        counted: dict[int, Accumulators] = {}
-        self._set_level(sigma)
-        for batch in batches(((section, section.copies) for section in sections), self.batch):
-            pictures = {id(s.pixels): self._picture(s.pixels, pictures) for s, _ in batch}
-            for section, _ in batch:
-                if id(section) not in counted:
-                    counted[id(section)] = Accumulators.of(section.tally, self.device)
-            for part in self._computed(batch, pictures, sigma=sigma, seed=seed):
-                row = 0
-                for section, copies in part:
-                    rows = range(row, row + len(copies))
-                    self.device.reduce(
-                        self._memory["logits"], self._memory["attribution"], rows=rows,
-                        into=counted[id(section)],
-                    )  # fmt: skip
-                    row = rows.stop
-                    on_copies(len(copies))
-                    if copies.stop == section.copies.stop:
-                        counted.pop(id(section)).into(section.tally, self.device, copies=len(section.copies))
-                        yield section
-
-    def _computed(
-        self, batch: Batch, pictures: dict[int, tuple[Floats, Memory]], *, sigma: float, seed: int
-    ) -> Iterator[Batch]:
-        """The batch in as few parts as memory allows; the networks' outputs hold the part yielded."""
-        todo = [batch]
-        while todo:
-            part = todo.pop(0)
-            if sum(len(copies) for _, copies in part) > self.rows:
-                todo[:0] = batches(part, self.rows)
-            elif self._compute(part, pictures, sigma=sigma, seed=seed):
-                yield part
-            else:
-                self._halve()
-                self._place()
-                self._set_level(sigma)
-                todo.insert(0, part)
-
-    def _set_level(self, sigma: float) -> None:
-        for name, value in (("sigma", sigma), ("timestep", self.schedule.timestep(sigma))):
-            self.device.upload(self._memory[name], np.asarray(value, np.float32))
-
-    def _compute(
-        self, part: Batch, pictures: dict[int, tuple[Floats, Memory]], *, sigma: float, seed: int
-    ) -> bool:
-        """Draw the copies and run the networks; False where memory ran out."""
-        row = 0
-        for section, copies in part:
-            last = section is part[-1][0]
-            stop = copies.start + self.rows - row if last else copies.stop
-            self.device.draw(
-                self._memory["noisy"], row=row, pixels=pictures[id(section.pixels)][1],
-                copies=range(copies.start, stop), sigma=sigma, seed=seed,
-            )  # fmt: skip
-            row += len(copies)
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Whatever a driver or an engine raises becomes one of our errors."""
         try:
-            self._networks()
-        except OutOfMemory:
-            return False
-        return True
-
-    def _picture(self, pixels: Floats, known: dict[int, tuple[Floats, Memory]]) -> tuple[Floats, Memory]:
-        # The array is kept beside its copy, so that its id stays its own.
-        if id(pixels) in known:
-            return known[id(pixels)]
-        return pixels, placed(pixels, self.device)
+            yield
+        except Exception as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            try:
+                self.device.wait()
+            except Exception:
+                raise DeviceLost(f"{self.device.name} has failed for good: {said}") from error
+            if isinstance(error, FvitError):
+                raise
+            raise FvitError(f"{self.device.name} could not count these copies: {said}") from error
 
 
 def _nothing() -> None:
-    """Networks that are bound to nothing."""
+    """Networks that are bound to nothing; a run that was not begun."""
 
 
 def _one_after_another(work: list[Callable[[], None]]) -> None:
     for each in work:
         each()
+
+
+def _split(pieces: list[Piece], rows: int) -> tuple[list[Piece], list[Piece]]:
+    """The first so many rows, and the others."""
+    now: list[Piece] = []
+    for i, (tally, stretch, copies) in enumerate(pieces):
+        if len(copies) > rows:
+            now.append((tally, stretch, copies[:rows]))
+            return [piece for piece in now if piece[2]], [(tally, stretch, copies[rows:]), *pieces[i + 1 :]]
+        now.append((tally, stretch, copies))
+        rows -= len(copies)
+    return now, []
 
 
 def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -244,3 +241,8 @@ def _fixed(shape: tuple[int | None, ...]) -> tuple[int, ...]:
     if len(sides) != len(shape) - 1:
         raise FvitError("a graph leaves more than its batch open: export it again")
     return sides
+
+
+def _rounded(size: int) -> int:
+    """Up to a power of 2, so that it seldom has to grow again."""
+    return 1 << (size - 1).bit_length()

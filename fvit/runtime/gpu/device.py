@@ -1,162 +1,86 @@
-"""One NVIDIA GPU: memory, and the kernels of kernels.cu, through PyCUDA in the primary context, so that
-ONNX Runtime, TensorRT and torch may live beside it in one process."""
+"""One stream of one NVIDIA GPU: memory, transfers and the kernels of kernels.cu, through PyCUDA."""
 
 from __future__ import annotations
 
-import hashlib
-import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fvit.engines.base import Engine, Memory, open_engine, weights_file
-from fvit.engines.tensorrt import (
-    PlanKey,
-    TensorRTEngine,
-    build_plan,
-    find_plan,
-    plan_key,
-    planned_batches,
-)
+from fvit.engines.base import Memory
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
-from fvit.runtime.bundle import Bundle
-from fvit.runtime.gpu.counter import Accumulators
+from fvit.runtime.gpu.context import Context, geometry, opened
 from fvit.runtime.gpu.graph import CudaGraph
-from fvit.runtime.gpu.kernels import cache_folder, compiled
 
-KERNELS = {
-    "draw_copies": ("PPfQQI", (128, 1, 1)),
-    "count_classes": ("PIIPP", (128, 1, 1)),
-    "count_votes": ("PIPIPP", (128, 1, 1)),
-    "add_attributions": ("PIIPPPP", (32, 32, 1)),
-}
-"""The types of each kernel's arguments, as struct spells them, and the shape of its blocks."""
+Bytes = NDArray[np.uint8]
 
 
-def geometry(kernel: str, columns: int, rows: int) -> tuple[tuple[int, int], tuple[int, int, int]]:
-    """The grid and the blocks that cover so many columns, and each row in blocks of its own."""
-    _, block = KERNELS[kernel]
-    return (-(-columns // block[0]), rows), block
+class Event(Protocol):
+    """A place among the work on a stream."""
+
+    def wait(self) -> None:
+        """Until all work before it is done."""
 
 
-class Allocation:
-    """Frees memory in its GPU's context, whichever thread drops it last: PyCUDA by itself frees only in the
-    thread that opened the context, and leaks elsewhere."""
+class Device(AbstractContextManager[None], Protocol):
+    """What a Counter needs of a GPU. All work goes on one stream, one after another, and only `wait` and
+    events wait for it. Entered, it is the GPU that this thread works on."""
 
-    def __init__(self, gpu: Gpu, held: Any) -> None:
-        weakref.finalize(self, _free, gpu, held).atexit = False  # the driver frees all when a process ends
+    name: str
 
+    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
+        """Memory that is freed when it is dropped. Raises OutOfMemory."""
 
-def _free(gpu: Gpu, held: Any) -> None:
-    with gpu:
-        held.free()
+    def page_locked(self, size: int) -> Bytes:
+        """Bytes of the host that transfers need not copy first. Raises OutOfMemory."""
+
+    def upload(self, values: NDArray[Any], memory: Memory) -> None:
+        """Start to copy the values to where memory begins; they must not change until it is done."""
+
+    def download(self, memory: Memory, values: NDArray[Any]) -> None:
+        """Start to fill the values from where memory begins."""
+
+    def clear(self, memory: Memory, size: int) -> None:
+        """Start to set so many bytes to 0."""
+
+    def launch(self, kernel: str, columns: int, rows: int, *arguments: object) -> None:
+        """Start a kernel of kernels.cu on so many columns of so many rows."""
+
+    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
+        """What launches again, as one CUDA graph, all that `work` puts on the stream; it runs once first."""
+
+    def event(self) -> Event:
+        """After all that is on the stream now."""
+
+    def wait(self) -> None:
+        """Until nothing is left on the stream. Raises where the device is broken."""
 
 
 class Gpu:
-    """A device for DeviceSmoother; everything happens on one stream.
-
-    Raises FvitError where there is no such GPU or its kernels cannot be compiled.
-    """
+    """A Device. Raises FvitError where there is no such GPU or its kernels cannot be compiled."""
 
     def __init__(self, index: int) -> None:
+        self._context = opened(index)
         self._driver = require("pycuda.driver", extra=None, purpose="running on a GPU")
-        try:
-            self._driver.init()
-            count = self._driver.Device.count()
-        except self._driver.Error as error:
-            raise FvitError(f"no GPU can be used: {error}") from error
-        if index >= count:
-            raise FvitError(f"device cuda:{index}: this machine has {count} GPUs, counted from 0")
-        device = self._driver.Device(index)
-        self._context = device.retain_primary_context()
-        self.name: str = device.name()
-        self.capability: tuple[int, int] = device.compute_capability()
+        self.name, self.capability = self._context.name, self._context.capability
         with self:
-            cubin = compiled("sm_{}{}".format(*self.capability), cache=cache_folder())
-            module = self._driver.module_from_file(str(cubin))
-            self._stream = self._driver.Stream()
-            self._kernels = {name: module.get_function(name) for name in KERNELS}
-            for name, (arguments, _) in KERNELS.items():
-                self._kernels[name].prepare(arguments)
+            self._held = [self._driver.Stream()]
+        self._context.when_dropped(self, self._held.clear)
 
     def __enter__(self) -> None:
-        self._context.push()
+        self._context.__enter__()
 
     def __exit__(self, *_: object) -> None:
-        self._driver.Context.pop()
+        self._context.__exit__()
 
     @property
     def stream(self) -> int:
         """The address of the stream, for engines that work on it."""
-        return int(self._stream.handle)
-
-    def engines(self, bundle: Bundle, *, device: str, batch: int | None) -> tuple[Engine, Engine]:
-        """The bundle's denoiser and classifier on this GPU and its stream: "tensorrt:N" takes the plans
-        that were built for it and this batch, "ort-tensorrt:N" and "cuda:N" ONNX Runtime."""
-
-        def opened(graph: Path) -> Engine:
-            if batch is None:
-                precision = bundle.manifest.precision
-                return open_engine(graph, device=device, precision=precision, stream=self.stream)
-            plan = find_plan(bundle.folder, graph, self.plan_key(graph, bundle, batch=batch))
-            return TensorRTEngine(plan, device=device, gpu=self, stream=self.stream)
-
-        with self:
-            return opened(bundle.denoiser), opened(bundle.classifier)
-
-    def build_plans(
-        self,
-        bundle: Bundle,
-        *,
-        batch: int,
-        workspace: int,
-        verbose: bool = False,
-        on_build: Callable[[str], Any] = lambda name: None,
-    ) -> list[Path]:
-        """The bundle's TensorRT plans for this GPU and batch; what is missing is built, in the bundle's
-        precision. workspace: bytes that a layer may use. on_build is called with a plan's name before it is
-        built. Raises FvitError where one cannot be built."""
-        plans = []
-        for graph in (bundle.denoiser, bundle.classifier):
-            key = self.plan_key(graph, bundle, batch=batch)
-            plan = key.file(bundle.folder, graph)
-            if not plan.is_file():
-                on_build(plan.name)
-                with self:
-                    build_plan(bundle.folder, graph, key, workspace=workspace, verbose=verbose)
-            plans.append(plan)
-        return plans
-
-    def largest_batch(self, bundle: Bundle) -> int:
-        """The largest batch for which both graphs have plans here. Raises FvitError where none has."""
-        graphs = (bundle.denoiser, bundle.classifier)
-        found = [
-            planned_batches(bundle.folder, graph, self.plan_key(graph, bundle, batch=0)) for graph in graphs
-        ]
-        if not (both := found[0] & found[1]):
-            raise FvitError(
-                f"{bundle.folder} has no TensorRT plans for {self.name}: build them with  "
-                f"fvit-export engine {bundle.folder}"
-            )
-        return max(both)
-
-    def plan_key(self, graph: Path, bundle: Bundle, *, batch: int) -> PlanKey:
-        """What a plan of this graph must be built for to run here."""
-        # The manifest's hashes were verified when the bundle was opened; weights may lie beside a graph.
-        files = bundle.manifest.files
-        parts = (files.get(file.name, "") for file in (graph, weights_file(graph)))
-        return plan_key(
-            gpu=self.name,
-            capability=self.capability,
-            precision=bundle.manifest.precision,
-            batch=batch,
-            graph=hashlib.sha256("".join(parts).encode()).hexdigest(),
-        )
+        return int(self._held[0].handle)
 
     def free_bytes(self) -> int:
         """Memory that nobody on this GPU holds."""
@@ -166,34 +90,44 @@ class Gpu:
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
         kind = np.dtype(dtype)
+        size = max(1, kind.itemsize * int(np.prod(shape)))  # an empty array still needs an address
         with self:
-            # An empty array still needs an address.
-            size = max(1, kind.itemsize * int(np.prod(shape)))
             try:
                 held = self._driver.mem_alloc(size)
             except self._driver.MemoryError as error:
                 raise OutOfMemory(f"{self.name} has no {size / 1e6:,.0f} MB left") from error
-        return Memory(int(held), shape, kind, Allocation(self, held))
+        return Memory(int(held), shape, kind, _Allocation(self._context, held))
 
-    def upload(self, memory: Memory, values: NDArray[Any]) -> None:
-        if values.size:
-            with self:
-                host = np.ascontiguousarray(values, memory.dtype)
-                self._driver.memcpy_htod_async(memory.pointer, host, self._stream)
-                self._stream.synchronize()
+    def page_locked(self, size: int) -> Bytes:
+        with self:
+            try:
+                array: Bytes = self._driver.pagelocked_empty(size, np.uint8)
+            except self._driver.MemoryError as error:
+                raise OutOfMemory(f"{self.name}: the host can lock no {size / 1e6:,.0f} MB") from error
+        self._context.when_dropped(array, array.base.free)  # type: ignore[union-attr]
+        return array
 
-    def download(self, memory: Memory) -> NDArray[Any]:
-        values: NDArray[Any] = np.empty(memory.shape, memory.dtype)
-        if values.size:
-            with self:
-                self._driver.memcpy_dtoh_async(values, memory.pointer, self._stream)
-                self._stream.synchronize()
-        return values
+    def upload(self, values: NDArray[Any], memory: Memory) -> None:
+        with self:
+            self._driver.memcpy_htod_async(memory.pointer, values, self._held[0])
+
+    def download(self, memory: Memory, values: NDArray[Any]) -> None:
+        with self:
+            self._driver.memcpy_dtoh_async(values, memory.pointer, self._held[0])
+
+    def clear(self, memory: Memory, size: int) -> None:
+        with self:
+            self._driver.memset_d8_async(memory.pointer, 0, size, self._held[0])
+
+    def launch(self, kernel: str, columns: int, rows: int, *arguments: object) -> None:
+        grid, block = geometry(kernel, columns, rows)
+        with self:
+            self._context.kernels[kernel].prepared_async_call(grid, block, self._held[0], *arguments)
 
     def captured(self, work: Callable[[], None]) -> Callable[[], None]:
         with self:
             work()  # what an engine sets up on its first run cannot be captured
-            self._stream.synchronize()
+            self.wait()
             try:
                 graph = CudaGraph(work, stream=self.stream)
             except OutOfMemory:
@@ -206,32 +140,38 @@ class Gpu:
         with self:
             graph.launch()
 
-    def draw(
-        self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
-    ) -> None:
-        size = int(np.prod(pixels.shape))
-        target = noisy.rows(range(row, row + len(copies)))
-        self._launch(
-            "draw_copies", -(-size // 4), len(copies),
-            target.pointer, pixels.pointer, sigma, seed, copies.start, size,
-        )  # fmt: skip
-
-    def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
-        classes, tokens = logits.shape[1], attribution.shape[1]
-        scores, shares = logits.rows(rows).pointer, attribution.rows(rows).pointer
-        unfit = into.unfit.pointer
-        self._launch("count_classes", len(rows), 1, scores, len(rows), classes, into.counts.pointer, unfit)
-        self._launch(
-            "count_votes", tokens, len(rows),
-            shares, tokens, into.sizes.pointer, into.sizes.shape[0], into.votes.pointer, unfit,
-        )  # fmt: skip
-        self._launch(
-            "add_attributions", tokens, 1 + into.bets.shape[0],
-            shares, len(rows), tokens, into.sums.pointer, into.squares.pointer, into.bets.pointer,
-            into.wealth.pointer,
-        )  # fmt: skip
-
-    def _launch(self, kernel: str, columns: int, rows: int, *arguments: object) -> None:
-        grid, block = geometry(kernel, columns, rows)
+    def event(self) -> GpuEvent:
         with self:
-            self._kernels[kernel].prepared_async_call(grid, block, self._stream, *arguments)
+            # Whoever waits leaves its core to others.
+            event = self._driver.Event(self._driver.event_flags.BLOCKING_SYNC)
+            event.record(self._held[0])
+        return GpuEvent(self._context, event)
+
+    def wait(self) -> None:
+        with self:
+            self._held[0].synchronize()
+
+
+class _Allocation:
+    """Keeps memory allocated."""
+
+    def __init__(self, context: Context, held: Any) -> None:
+        context.when_dropped(self, held.free)
+
+
+class GpuEvent:
+    """An Event that also tells the time."""
+
+    def __init__(self, context: Context, event: Any) -> None:
+        self._context = context
+        self._held = [event]
+        context.when_dropped(self, self._held.clear)
+
+    def wait(self) -> None:
+        with self._context:
+            self._held[0].synchronize()
+
+    def milliseconds_to(self, later: GpuEvent) -> float:
+        """Of the device, once both are passed."""
+        with self._context:
+            return float(self._held[0].time_till(later._held[0]))

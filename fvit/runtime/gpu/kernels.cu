@@ -1,8 +1,9 @@
-// Noise and reductions of noisy copies. nvcc or NVRTC makes the kernels; for the tests, a C++ compiler
-// makes the same for the host. Compile without contraction into fused multiply-adds (-fmad=false, -ffp-contract=off):
-// noise.py rounds after every operation.
+// Noise and reductions of noisy copies. nvcc or NVRTC makes the kernels; for the tests, a C++ compiler makes
+// the same for the host. Everything that is counted is an integer, so that no order of threads shows.
 
 #ifdef __CUDACC_RTC__  // NVRTC knows mathematics by itself, and has no headers
+typedef unsigned char uint8_t;
+typedef int int32_t;
 typedef unsigned int uint32_t;
 typedef unsigned long long uint64_t;
 #else
@@ -10,50 +11,50 @@ typedef unsigned long long uint64_t;
 #include <stdint.h>
 #endif
 
-typedef unsigned long long Count;
+typedef unsigned long long Count;  // what atomicAdd takes; sums that are signed wrap to the right result
 
-// Philox4x32-10 (Salmon et al., SC 2011); the words of `c` are counter first and random words after.
-__device__ static void philox(uint32_t c[4], uint32_t k0, uint32_t k1) {
+// One row of a batch: a noisy copy (run.py, ROW).
+struct Row {
+  uint64_t copy, key[2];
+  uint32_t picture;  // which of the batch's pictures
+  uint32_t thresholds, steps;  // where the thresholds of its σ begin, and how many words are compared with
+  int32_t first;  // the integer that lies below all of them
+  float sigma, timestep;
+  uint32_t part;  // where it is counted
+};
+
+// What is counted together (run.py, PART).
+struct Part {
+  uint32_t votes, kinds;  // first row of votes, and how many
+  uint32_t wealth, bets;  // first row of wealth, and how many
+};
+
+// Philox4x64-10 (Salmon et al., SC 2011); the words of `c` are counter first and random words after.
+__device__ static void philox(uint64_t c[4], uint64_t k0, uint64_t k1) {
+  const uint64_t m0 = 0xD2E7470EE14C6C93ull, m1 = 0xCA5A826395121157ull;
   for (int round = 0; round < 10; ++round) {
-    const uint64_t p0 = (uint64_t)0xD2511F53u * c[0], p1 = (uint64_t)0xCD9E8D57u * c[2];
-    const uint32_t n0 = (uint32_t)(p1 >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(p0 >> 32) ^ c[3] ^ k1;
-    c[0] = n0;
-    c[1] = (uint32_t)p1;
-    c[2] = n2;
-    c[3] = (uint32_t)p0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    const uint64_t high0 = __umul64hi(m0, c[0]), low0 = m0 * c[0];
+    const uint64_t high1 = __umul64hi(m1, c[2]), low1 = m1 * c[2];
+    c[0] = high1 ^ c[1] ^ k0;
+    c[1] = low1;
+    c[2] = high0 ^ c[3] ^ k1;
+    c[3] = low0;
+    k0 += 0x9E3779B97F4A7C15ull;
+    k1 += 0xBB67AE8584CAA73Bull;
   }
 }
 
-// Four standard normals: elements 4·block … 4·block+3 of one copy (noise.py says the same in NumPy).
-__device__ static void normals(uint32_t block, uint64_t copy, uint64_t seed, float z[4]) {
-  uint32_t words[4] = {block, 0u, (uint32_t)copy, (uint32_t)(copy >> 32)};
-  philox(words, (uint32_t)seed, (uint32_t)(seed >> 32));
-  for (int pair = 0; pair < 4; pair += 2) {
-    const float uniform = (float)words[pair] * 0x1p-32f + 0x1p-33f;
-    const float radius = sqrtf(-2.0f * logf(uniform));
-    const float angle = (float)(words[pair + 1] >> 8) * 0x1p-24f * 6.2831855f;
-    z[pair] = radius * cosf(angle);
-    z[pair + 1] = radius * sinf(angle);
+// The noise of one word (noise.py says the same in NumPy): one more for each threshold that it reaches.
+__device__ static int32_t integer(uint64_t word, const uint64_t *thresholds, uint32_t steps, int32_t first) {
+  uint32_t low = 0, high = steps;
+  while (low < high) {
+    const uint32_t middle = (low + high) / 2;
+    if (thresholds[middle] <= word)
+      low = middle + 1;
+    else
+      high = middle;
   }
-}
-
-// x + σz for one block of four elements of one copy.
-__device__ static void draw_block(float *noisy, const float *pixels, float sigma, uint64_t seed, uint64_t copy,
-                                  uint32_t block, uint32_t size) {
-  float z[4];
-  normals(block, copy, seed, z);
-  for (uint32_t i = 0, element = 4 * block; i < 4 && element < size; ++i, ++element)
-    noisy[element] = pixels[element] + sigma * z[i];
-}
-
-// The first of the largest values: ties go to the lower index.
-__device__ static uint32_t largest(const float *values, uint32_t count) {
-  uint32_t best = 0;
-  for (uint32_t i = 1; i < count; ++i)
-    if (values[i] > values[best]) best = i;
-  return best;
+  return first + (int32_t)low;
 }
 
 // How many tokens come before this one when a copy's attributions are sorted, ties by index.
@@ -65,67 +66,90 @@ __device__ static uint32_t rank_of(const float *attribution, uint32_t token, uin
   return before;
 }
 
-// What one copy adds to Σ ln(1 + bet·x) (bounds.LogWealth).
-__device__ static double logarithm(double value, double bet) {
-  return log1p(bet * (value < 1.0 ? value : 1.0));
-}
+// In units of 1/UNIT, as tally.py has it; and the most that a copy's attribution may sum to there.
+__device__ static double fixed_point(double value) { return value * 1073741824.0; }
+#define TOTAL (1.0 + 1.0 / 1024.0)
 
-// Grid (blocks of elements, rows).
-extern "C" __global__ void draw_copies(float *noisy, const float *pixels, float sigma, uint64_t seed,
-                                       uint64_t first, uint32_t size) {
+// The networks' inputs. Grid (blocks of four elements, rows).
+extern "C" __global__ void draw_copies(float *noisy, float *sigmas, float *timesteps, const Row *rows,
+                                       const uint8_t *pictures, const uint64_t *thresholds, uint32_t size) {
+  const Row row = rows[blockIdx.y];
   const uint32_t block = blockIdx.x * blockDim.x + threadIdx.x;
-  if (4 * block < size)
-    draw_block(noisy + (uint64_t)blockIdx.y * size, pixels, sigma, seed, first + blockIdx.y, block, size);
+  if (block == 0) {
+    sigmas[blockIdx.y] = row.sigma;
+    timesteps[blockIdx.y] = row.timestep;
+  }
+  if (4 * block >= size) return;
+  const uint8_t *pixels = pictures + (uint64_t)row.picture * size;
+  float *target = noisy + (uint64_t)blockIdx.y * size;
+  uint64_t words[4] = {block + 1ull, 0, row.copy, 0};
+  philox(words, row.key[0], row.key[1]);
+  for (uint32_t i = 0, element = 4 * block; i < 4 && element < size; ++i, ++element) {
+    const int32_t noise = integer(words[i], thresholds + row.thresholds, row.steps, row.first);
+    target[element] = __fdiv_rn((float)(pixels[element] + noise), 255.0f);
+  }
 }
 
-// Grid (blocks of tokens, rows). Integer atomics: the sums do not depend on their order.
-extern "C" __global__ void count_votes(const float *attributions, uint32_t tokens, const uint32_t *sizes,
-                                       uint32_t kinds, Count *votes, int *unfit) {
-  const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
-  if (token >= tokens) return;
-  const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
-  if (!isfinite(attribution[token])) atomicExch(unfit, 1);
-  const uint32_t rank = rank_of(attribution, token, tokens);
-  for (uint32_t kind = 0; kind < kinds; ++kind)
-    if (rank < sizes[kind]) atomicAdd(votes + (uint64_t)kind * tokens + token, 1ull);
-}
-
-// One thread a row.
-extern "C" __global__ void count_classes(const float *logits, uint32_t rows, uint32_t classes, Count *counts,
-                                         int *unfit) {
-  const uint32_t row = blockIdx.x * blockDim.x + threadIdx.x;
-  if (row >= rows) return;
-  const float *values = logits + (uint64_t)row * classes;
-  for (uint32_t i = 0; i < classes; ++i)
+// The first of each row's largest logits. Grid (1, rows), blocks of 128 threads.
+extern "C" __global__ void find_classes(const float *logits, uint32_t classes, int32_t *found, int *unfit) {
+  __shared__ uint32_t best[128];
+  const uint32_t own = threadIdx.x;
+  const float *values = logits + (uint64_t)blockIdx.y * classes;
+  uint32_t largest = own < classes ? own : 0;
+  for (uint32_t i = own; i < classes; i += 128) {
     if (!isfinite(values[i])) atomicExch(unfit, 1);
-  atomicAdd(counts + largest(values, classes), 1ull);
-}
-
-// Grid (blocks of 32 tokens, 1 + bets), blocks of (32 tokens, 32 rows): row 0 of the grid adds moments, the
-// others one bet each. Logarithms take long and are taken side by side; they are added copy after copy, as
-// Tally adds them.
-extern "C" __global__ void add_attributions(const float *attributions, uint32_t rows, uint32_t tokens,
-                                            double *sums, double *squares, const double *bets,
-                                            double *wealth) {
-  __shared__ double terms[32][32];
-  const uint32_t token = blockIdx.x * 32 + threadIdx.x, bet = blockIdx.y - 1;
-  const bool moments = blockIdx.y == 0, adds = threadIdx.y == 0 && token < tokens;
-  double *target = moments ? sums + token : wealth + (uint64_t)bet * tokens + token;
-  double sum = adds ? *target : 0.0, square = adds && moments ? squares[token] : 0.0;
-  for (uint32_t first = 0; first < rows; first += 32) {
-    const uint32_t row = first + threadIdx.y;
-    if (row < rows && token < tokens) {
-      const double value = attributions[(uint64_t)row * tokens + token];
-      terms[threadIdx.y][threadIdx.x] = moments ? value : logarithm(value, bets[bet]);
-    }
-    __syncthreads();
-    for (uint32_t i = 0; adds && i < 32 && first + i < rows; ++i) {
-      const double term = terms[i][threadIdx.x];
-      sum += term;
-      square += term * term;
+    if (values[i] > values[largest]) largest = i;
+  }
+  best[own] = largest;
+  __syncthreads();
+  for (uint32_t half = 64; half > 0; half /= 2) {
+    if (own < half) {
+      const uint32_t one = best[own], other = best[own + half];
+      if (values[other] > values[one] || (values[other] == values[one] && other < one)) best[own] = other;
     }
     __syncthreads();
   }
-  if (adds) *target = sum;
-  if (adds && moments) squares[token] = square;
+  if (own == 0) found[blockIdx.y] = (int32_t)best[0];
+}
+
+// Votes and sums; what is unfit: values that are not finite, and values that are no attribution. Grid (blocks of tokens, rows).
+extern "C" __global__ void count_tokens(const float *attributions, uint32_t tokens, const Row *rows,
+                                        const Part *parts, const uint32_t *sizes, uint32_t *votes, Count *sums,
+                                        int *unfit) {
+  const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
+  if (token >= tokens) return;
+  const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
+  const float value = attribution[token];
+  if (!isfinite(value))
+    atomicExch(unfit, 1);
+  else if (value < 0 || value > TOTAL)
+    atomicExch(unfit + 1, 1);
+  const uint32_t number = rows[blockIdx.y].part;
+  const Part part = parts[number];
+  const uint32_t rank = part.kinds ? rank_of(attribution, token, tokens) : 0;
+  for (uint32_t kind = part.votes; kind < part.votes + part.kinds; ++kind)
+    if (rank < sizes[kind]) atomicAdd(votes + (uint64_t)kind * tokens + token, 1u);
+  const long long share = (long long)rint(fixed_point(value));
+  atomicAdd(sums + (uint64_t)number * tokens + token, (Count)share);
+}
+
+// Σ ln(1 + bet·x), each rounded down, and whether the x of a copy sum to too much. Grid (blocks of tokens, rows).
+extern "C" __global__ void add_wealth(const float *attributions, uint32_t tokens, const Row *rows,
+                                      const Part *parts, const double *bets, Count *wealth,
+                                      int *unfit) {
+  const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
+  if (token >= tokens) return;
+  const Part part = parts[rows[blockIdx.y].part];
+  const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
+  if (token == 0 && part.bets) {
+    double sum = 0;
+    for (uint32_t other = 0; other < tokens; ++other) sum += attribution[other];
+    if (sum > TOTAL) atomicExch(unfit + 1, 1);
+  }
+  const double value = attribution[token];
+  for (uint32_t bet = 0; bet < part.bets; ++bet) {
+    const double logarithm = log1p(bets[bet] * (value < 1.0 ? value : 1.0));
+    const long long term = (long long)floor(fixed_point(logarithm));
+    atomicAdd(wealth + (uint64_t)(part.wealth + bet) * tokens + token, (Count)term);
+  }
 }

@@ -87,6 +87,10 @@ def _nvrtc() -> ctypes.CDLL | None:
         names += [str(file) for folder in folders for file in folder.glob("*/lib/libnvrtc.so.*[0-9]")]
     for name in names:
         try:
+            if (file := Path(name)).is_absolute():
+                # It loads this by name, and the loader does not look where pip puts it.
+                for builtins in file.parent.glob("libnvrtc-builtins.so.*"):
+                    ctypes.CDLL(str(builtins))
             return ctypes.CDLL(name)
         except OSError:
             continue

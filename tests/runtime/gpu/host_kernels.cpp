@@ -1,5 +1,5 @@
-// The kernels of kernels.cu on the host, with the launches that a GPU gets: the threads of a block are
-// coroutines, which take turns at __syncthreads.
+// The kernels of kernels.cu on the host, with the launches that a GPU gets: where the threads of a block meet
+// (__syncthreads) they are coroutines, which take turns there.
 
 #include <math.h>
 #include <stdint.h>
@@ -17,8 +17,15 @@ static Index blockIdx, threadIdx, blockDim;
 static ucontext_t scheduler, *running;
 
 static void __syncthreads() { swapcontext(running, &scheduler); }
-static void atomicAdd(unsigned long long *target, unsigned long long value) { *target += value; }
+template <class Integer>
+static void atomicAdd(Integer *target, Integer value) {
+  *target += value;
+}
 static void atomicExch(int *target, int value) { *target = value; }
+static uint64_t __umul64hi(uint64_t one, uint64_t other) {
+  return (uint64_t)((unsigned __int128)one * other >> 64);
+}
+static float __fdiv_rn(float one, float other) { return one / other; }
 
 #define __CUDACC__
 #define __host__
@@ -37,8 +44,13 @@ static void thread() {
   done[current] = true;
 }
 
-static void run_block() {
+static void run_block(bool meets) {
   const unsigned threads = blockDim.x * blockDim.y;
+  for (unsigned i = 0; !meets && i < threads; ++i) {
+    threadIdx = {i % blockDim.x, i / blockDim.x, 0};
+    work();
+  }
+  if (!meets) return;
   static std::vector<char> stacks;
   static std::vector<ucontext_t> contexts;
   stacks.resize(threads * STACK);
@@ -64,7 +76,8 @@ static void run_block() {
 }
 
 template <class... Types>
-static bool launch(void (*kernel)(Types...), const Index &grid, const char *packed, size_t size) {
+static bool launch(void (*kernel)(Types...), const Index &grid, const char *packed, size_t size,
+                   bool meets = false) {
   // Laid out as the GPU takes arguments: each aligned to its own size, in order.
   size_t at = 0;
   const auto next = [&](auto *value) {
@@ -77,7 +90,7 @@ static bool launch(void (*kernel)(Types...), const Index &grid, const char *pack
   if (at != size) return false;
   work = [&] { std::apply(kernel, arguments); };
   for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y)
-    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block();
+    for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) run_block(meets);
   return true;
 }
 
@@ -87,8 +100,14 @@ extern "C" bool launch_kernel(const char *name, unsigned grid_x, unsigned grid_y
   const Index grid = {grid_x, grid_y, 1};
   blockDim = {block_x, block_y, 1};
   if (!strcmp(name, "draw_copies")) return launch(draw_copies, grid, packed, size);
-  if (!strcmp(name, "count_classes")) return launch(count_classes, grid, packed, size);
-  if (!strcmp(name, "count_votes")) return launch(count_votes, grid, packed, size);
-  if (!strcmp(name, "add_attributions")) return launch(add_attributions, grid, packed, size);
+  if (!strcmp(name, "find_classes")) return launch(find_classes, grid, packed, size, true);
+  if (!strcmp(name, "count_tokens")) return launch(count_tokens, grid, packed, size);
+  if (!strcmp(name, "add_wealth")) return launch(add_wealth, grid, packed, size);
   return false;
+}
+
+// What the kernels make of these words.
+extern "C" void integers(const uint64_t *words, size_t count, const uint64_t *thresholds, uint32_t steps,
+                         int32_t first, int32_t *found) {
+  for (size_t i = 0; i < count; ++i) found[i] = integer(words[i], thresholds, steps, first);
 }

@@ -1,213 +1,266 @@
-"""DeviceSmoother against Smoother, with host memory standing in for a GPU's: the kernels' source built
-for the host does the counting, and ONNX Runtime is bound to the same addresses."""
+"""DeviceCounter, on a stand-in for a GPU that runs the kernels' own source, against one copy after another:
+equal to the last digit."""
 
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
-import fvit
-from fvit.certificates.tally import Tally
-from fvit.engines.base import Memory, open_engine
-from fvit.errors import FvitError, OutOfMemory
-from fvit.runtime.gpu.counter import Accumulators, DeviceSmoother
-from fvit.runtime.host import Section, Smoother, noisy_copies
+from fvit.certificates.tally import TOTAL
+from fvit.errors import DeviceLost, FvitError, OutOfMemory
+from fvit.runtime.gpu.counter import DeviceCounter
+from fvit.runtime.noise import noisy_copies
+from fvit.runtime.queue import Batch
 from tests.runtime.gpu.conftest import HostGpu
+from tests.runtime.gpu.toys import SCHEDULE, SIDE, Classifier, Denoiser, counted, on_host, same, stretch
 
-BATCH = 8
-
-
-class HostDevice(HostGpu):
-    """With NumPy's own noise: the kernels' differs in the last bit, which test_kernels.py looks at."""
-
-    def __init__(self, gpu: HostGpu) -> None:
-        super().__init__(gpu._library)
-
-    def draw(
-        self, noisy: Memory, *, row: int, pixels: Memory, copies: range, sigma: float, seed: int
-    ) -> None:
-        assert row + len(copies) <= noisy.shape[0]
-        drawn = noisy_copies(pixels.owner, copies, sigma=sigma, seed=seed)
-        noisy.owner[row : row + len(copies)] = drawn
+ROWS = 8
 
 
-@pytest.fixture(scope="module")
-def device(host_gpu: HostGpu) -> HostDevice:
-    return HostDevice(host_gpu)
+def _counter(gpu: HostGpu, *, rows: int = ROWS, fixed: tuple[int | None, int | None] = (None, None)) -> Any:
+    engines = Denoiser(gpu, fixed=fixed[0]), Classifier(gpu, fixed=fixed[1])
+    return DeviceCounter(gpu, *engines, schedule=SCHEDULE, rows=rows)
 
 
-def _on_device(
-    vit: fvit.FaithfulViT, device: HostDevice, *, capturable: tuple[bool, bool] = (False, False)
-) -> fvit.FaithfulViT:
-    engines = [open_engine(graph, device="cpu") for graph in (vit.bundle.denoiser, vit.bundle.classifier)]
-    for engine, can in zip(engines, capturable, strict=True):
-        engine.capturable = can
-    return fvit.FaithfulViT(
-        vit.bundle,
-        vit.pipeline,
-        device="cpu",
-        batch=BATCH,
-        smoother=lambda batch: DeviceSmoother(device, *engines, schedule=vit.pipeline.schedule, batch=batch),
-    )
+def _right(counter: DeviceCounter, batch: Batch, tallies: list[Any]) -> bool:
+    expected = [counted(*part, *counter.engines) for part in batch]
+    return all(same(*pair) for pair in zip(tallies, expected, strict=True))
 
 
-def test_certificates_on_a_device_equal_those_on_the_host(
-    vit: fvit.FaithfulViT, device: HostDevice, samples: list[Path]
+def _mixed() -> Batch:
+    """Of everything that parts of one batch may differ in."""
+    one = stretch(1, range(0, 50), sizes=(1, 4, 20))
+    return [
+        (one, range(3)),
+        (stretch(2, sigma=1.0, sizes=()), range(5, 6)),
+        (stretch(1, sigma=0.25, key=2**128 - 1, betting=True), range(2**40, 2**40 + 2)),
+        (one, range(17, 18)),
+        (stretch(3, sigma=0.12, sizes=(2, 2), betting=True), range(9, 10)),
+    ]
+
+
+def _batch_of(rows: int, seed: int = 1) -> Batch:
+    return [(stretch(seed, range(rows)), range(rows))]
+
+
+def test_parts_that_differ_in_everything_are_counted_apart(gpu: HostGpu) -> None:
+    counter = _counter(gpu)
+    batch = _mixed()
+    assert sum(len(copies) for _, copies in batch) == ROWS
+    assert _right(counter, batch, counter.begin(batch)())
+    assert all(stretch.tally.copies == 0 for stretch, _ in batch)
+
+
+def test_any_batches_are_counted_rightly(gpu: HostGpu) -> None:
+    """300 batches at random, of 1 to 8 rows; with one begun before the one before it is finished."""
+    rng = np.random.default_rng(0)
+    counter = _counter(gpu)
+    begun: list[tuple[Batch, Callable[[], list[Any]]]] = []
+
+    def finish() -> None:
+        batch, finish = begun.pop(0)
+        assert _right(counter, batch, finish())
+
+    for _ in range(300):
+        batch: Batch = []
+        room = ROWS
+        while room and (not batch or rng.random() < 0.7):
+            length, first = int(rng.integers(1, room + 1)), int(rng.integers(2**34))
+            sizes = tuple(map(int, rng.integers(1, 21, rng.integers(0, 4))))
+            of = stretch(
+                int(rng.integers(4)),
+                sigma=float(rng.choice([0.1, 0.25, 0.7])),
+                sizes=sizes,
+                betting=rng.random() < 0.3,
+            )
+            batch.append((of, range(first, first + length)))
+            room -= length
+        begun.append((batch, counter.begin(batch)))
+        if len(begun) > counter.ahead:
+            finish()
+    while begun:
+        finish()
+
+
+def test_rows_beyond_the_batch_are_further_copies_and_nobodys(gpu: HostGpu) -> None:
+    counter = _counter(gpu)
+    of = stretch(1)
+    (tally,) = counter.begin([(of, range(4, 7))])()
+    assert tally.copies == tally.counts.sum() == 3
+    drawn = on_host(counter.memory["noisy"])
+    further = noisy_copies(of.picture.pixels, range(4, 4 + ROWS), sigma=of.sigma, key=of.key)
+    assert np.array_equal(drawn, further)
+
+
+def test_work_for_a_batch_does_not_grow_with_its_company(gpu: HostGpu) -> None:
+    """One draw and two launches to reduce, three where somebody bets; one transfer each way."""
+    counter = _counter(gpu)
+    once = ["draw_copies", "find_classes", "count_tokens"]
+    alike = [(stretch(i), range(1)) for i in range(ROWS)]
+    for batch, launches in ((_batch_of(1), once), (alike, once), (_mixed(), [*once, "add_wealth"])):
+        gpu.launches.clear()
+        gpu.transfers.clear()
+        assert _right(counter, batch, counter.begin(batch)())
+        assert gpu.launches == launches
+        assert [way for way, _ in gpu.transfers] == ["up", "down"]
+
+
+def test_what_crosses_to_the_device_is_each_picture_once_and_to_the_host_no_copy(gpu: HostGpu) -> None:
+    counter = _counter(gpu, rows=64)
+    image = 3 * SIDE * SIDE
+    one, twin = stretch(1), stretch(2)
+    up, down = {}, {}
+    for name, batch in {
+        "few": [(one, range(4))],
+        "many": [(one, range(60))],
+        "halves": [(one, range(30)), (one, range(30, 60))],
+        "two": [(one, range(30)), (twin, range(30, 60))],
+    }.items():
+        gpu.transfers.clear()
+        counter.begin(batch)()
+        up[name], down[name] = dict(gpu.transfers)["up"], dict(gpu.transfers)["down"]
+    assert up["few"] == up["many"]
+    assert 0 <= up["two"] - up["halves"] - image < 16
+    assert down["many"] < image * 4
+    assert down["many"] - down["few"] == 56 * 4  # one class each
+
+
+def test_networks_are_captured_once_and_only_where_every_engine_allows_it(gpu: HostGpu) -> None:
+    for can in (True, False):
+        gpu.captures = 0
+        engines = Denoiser(gpu), Classifier(gpu)
+        engines[0].capturable, engines[1].capturable = True, can
+        counter = DeviceCounter(gpu, *engines, schedule=SCHEDULE, rows=ROWS)
+        for _ in range(3):
+            assert _right(counter, _mixed(), counter.begin(_mixed())())
+        assert gpu.captures == can
+
+
+def test_rows_are_made_up_to_what_the_graphs_take(gpu: HostGpu) -> None:
+    counter = _counter(gpu, rows=5, fixed=(3, 2))
+    assert (counter.rows, counter.grain) == (6, 6)
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_batch_of_no_copies_is_refused(gpu: HostGpu, rows: int) -> None:
+    with pytest.raises(FvitError, match="at least one copy"):
+        _counter(gpu, rows=rows)
+
+
+@pytest.mark.parametrize(("fits", "rows"), [(7, 4), (4, 4), (3, 2), (1, 1)])
+def test_where_memory_is_small_rows_are_halved_and_batches_counted_all_the_same(
+    gpu: HostGpu, fits: int, rows: int
 ) -> None:
-    """Several images that share batches; counts, tokens and radii to the last digit."""
-    host, there = fvit.load(vit.bundle.folder, batch=BATCH), _on_device(vit, device)
-    for aggregate in ("vote", "mean"):
-        terms = {"n0": 12, "n": 110, "alpha": 0.05, "k": (3, 10), "aggregate": aggregate, "seed": 4}
-        for sample in samples[:2]:
-            one, other = (each.certify(sample, **terms).to_dict() for each in (host, there))  # type: ignore[arg-type]
-            for record in (one, other):
-                del record["seconds"]
-            assert one == other
+    gpu.most_rows = fits
+    counter = _counter(gpu)
+    assert counter.rows == counter.grain == rows
+    assert _right(counter, _mixed(), counter.begin(_mixed())())
 
 
-def test_sections_that_share_batches_are_counted_apart_and_padding_is_not(
-    vit: fvit.FaithfulViT, device: HostDevice, samples: list[Path]
-) -> None:
-    pictures = [vit.read(sample).pixels for sample in samples[:3]]
-    smoothers = (
-        Smoother(vit.pipeline, batch=BATCH),
-        _on_device(vit, device)._smoother,
-    )
-    results = []
-    for smoother in smoothers:
-        sections = [
-            Section(pixels, copies, Tally(10, 64, (10,)))
-            for pixels, copies in zip(pictures, (range(3), range(5, 18), range(2, 4)), strict=True)
-        ]
-        done = list(smoother.run(sections, sigma=0.25, seed=9))
-        assert done == sections
-        results.append(sections)
-    for one, other in zip(*results, strict=True):
-        assert one.tally.copies == other.tally.copies == len(one.copies)
-        for field in ("counts", "votes", "sums", "squares"):
-            assert np.array_equal(getattr(one.tally, field), getattr(other.tally, field))
+@pytest.mark.parametrize("runs", [7, 4, 3, 1])
+def test_where_networks_run_out_of_memory_rows_are_halved_in_the_middle(gpu: HostGpu, runs: int) -> None:
+    """With a batch under way, whose results stay right."""
+    counter = _counter(gpu)
+    before = counter.begin(_batch_of(5))
 
-
-def test_a_decision_continues_its_tally_on_the_device(
-    vit: fvit.FaithfulViT, device: HostDevice, samples: list[Path]
-) -> None:
-    host, there = fvit.load(vit.bundle.folder, batch=BATCH), _on_device(vit, device)
-    one, other = (each.certify(samples[0], n0=12, n=200, radius=0.1, seed=3) for each in (host, there))
-    assert one.copies_drawn == other.copies_drawn
-    assert one.decision == other.decision
-    assert np.array_equal(one.attention.tokens, other.attention.tokens)
-
-
-def test_predicting_needs_no_votes(vit: fvit.FaithfulViT, device: HostDevice, samples: list[Path]) -> None:
-    one = fvit.load(vit.bundle.folder, batch=BATCH).predict(samples[0], n=BATCH)
-    other = _on_device(vit, device).predict(samples[0], n=BATCH)
-    assert np.array_equal(one.counts, other.counts)
-    assert np.array_equal(one.attention, other.attention)
-
-
-def test_values_that_are_not_finite_are_refused(
-    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
-) -> None:
-    class Broken(HostDevice):
-        def reduce(self, logits: Memory, attribution: Memory, *, rows: range, into: Accumulators) -> None:
-            logits.owner[rows.start, 0] = np.nan
-            super().reduce(logits, attribution, rows=rows, into=into)
-
-    with pytest.raises(FvitError, match="not finite"):
-        _on_device(vit, Broken(host_gpu)).certify(samples[0], n0=8, n=24)
-
-
-class Recorded(HostDevice):
-    """Notes every transfer between host and device, and what is captured."""
-
-    def __init__(self, gpu: HostGpu) -> None:
-        super().__init__(gpu)
-        self.transfers: list[tuple[str, int]] = []
-        self.captures = 0
-
-    def upload(self, memory: Memory, values: NDArray[np.generic]) -> None:
-        self.transfers.append(("up", memory.owner.nbytes))
-        super().upload(memory, values)
-
-    def download(self, memory: Memory) -> NDArray[np.generic]:
-        self.transfers.append(("down", memory.owner.nbytes))
-        return super().download(memory)
-
-    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        self.captures += 1
-        return work
-
-
-def test_what_crosses_to_the_host_does_not_grow_with_the_copies(
-    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
-) -> None:
-    """One image up, the counts down; no copy of the image ever."""
-    seen = []
-    for n in (24, 240):
-        device = Recorded(host_gpu)
-        _on_device(vit, device).certify(samples[0], n0=8, n=n, alpha=0.1)
-        seen.append(device.transfers)
-    assert seen[0] == seen[1]
-    image = vit.read(samples[0]).pixels.nbytes
-    assert [size for way, size in seen[0] if way == "up"].count(image) == 1
-    assert all(size < image for way, size in seen[0] if way == "down")
-
-
-def test_networks_are_captured_once_and_only_where_every_engine_allows_it(
-    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path]
-) -> None:
-    for capturable, captures in ((True, 1), (False, 0)):
-        device = Recorded(host_gpu)
-        there = _on_device(vit, device, capturable=(True, capturable))
-        for _ in range(2):
-            there.certify(samples[0], n0=8, n=40, alpha=0.1)
-        assert device.captures == captures
-
-
-class Small(HostDevice):
-    """Has memory for so many rows of noisy copies, and for fewer once the networks run."""
-
-    def __init__(self, gpu: HostGpu, *, rows: int, rows_that_run: int) -> None:
-        super().__init__(gpu)
-        self.most, self.rows_that_run, self.placed = rows, rows_that_run, 0
-
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> Memory:
-        if len(shape) == 4 and shape[0] > self.most:
+    def full(rows: int) -> None:
+        if rows > runs:
             raise OutOfMemory("the device is full")
-        if len(shape) == 4:
-            self.placed = shape[0]
-        return super().allocate(shape, dtype)
 
-    def captured(self, work: Callable[[], None]) -> Callable[[], None]:
-        calls = 0
-
-        def limited() -> None:
-            nonlocal calls
-            calls += 1
-            if self.placed > self.rows_that_run and calls > 1:
-                raise OutOfMemory("the device is full")
-            work()
-
-        return limited
+    counter.engines[1].launching = full
+    after = counter.begin(_mixed())
+    assert counter.rows <= runs
+    assert _right(counter, _batch_of(5), before())
+    assert _right(counter, _mixed(), after())
+    assert _right(counter, _batch_of(1), counter.begin(_batch_of(1))())
 
 
-@pytest.mark.parametrize(("rows", "rows_that_run"), [(8, 8), (4, 4), (8, 4), (4, 2), (3, 1)])
-def test_out_of_memory_halves_the_rows_and_changes_no_copy(
-    vit: fvit.FaithfulViT, host_gpu: HostGpu, samples: list[Path], rows: int, rows_that_run: int
-) -> None:
-    """Where the copies are drawn, and again in the middle of a run."""
-    host = fvit.load(vit.bundle.folder, batch=BATCH)
-    there = _on_device(vit, Small(host_gpu, rows=rows, rows_that_run=rows_that_run), capturable=(True, True))
-    one, other = (each.certify(samples[0], n0=12, n=61, alpha=0.05) for each in (host, there))
-    assert there._smoother.rows <= min(rows, rows_that_run)
-    assert one.copies_drawn == other.copies_drawn
-    assert one.class_.count == other.class_.count
-    assert np.array_equal(one.attention.tokens, other.attention.tokens)
-    assert np.allclose(one.attention.smoothed, other.attention.smoothed)
+def test_a_device_without_room_for_the_fewest_rows_says_so(gpu: HostGpu) -> None:
+    gpu.most_rows = 5
+    with pytest.raises(OutOfMemory, match="no memory for 6 copies .* smaller --batch"):
+        _counter(gpu, rows=20, fixed=(3, 2))
 
 
-def test_a_device_without_room_for_one_row_says_so(vit: fvit.FaithfulViT, host_gpu: HostGpu) -> None:
-    with pytest.raises(OutOfMemory, match="no memory for 1 copies"):
-        _on_device(vit, Small(host_gpu, rows=0, rows_that_run=0))
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("logits", np.nan, "not finite"), ("logits", -np.inf, "not finite"),
+        ("attribution", np.nan, "not finite"), ("attribution", np.inf, "not finite"),
+        ("attribution", -1e-6, "no distribution"),
+        ("attribution", np.nextafter(np.float32(TOTAL), 2), "no distribution"),
+    ],
+)  # fmt: skip
+def test_values_that_are_no_result_are_refused_once(gpu: HostGpu, name: str, value: float, said: str) -> None:
+    """Of the batch's own copies; those that fill up the rows are nobody's."""
+    counter = _counter(gpu)
+
+    def spoil(row: int) -> Callable[[dict[str, NDArray[Any]]], None]:
+        return lambda arrays: arrays[name].__setitem__((row, 1), value)
+
+    counter.engines[1].done = spoil(4)
+    with pytest.raises(FvitError, match=said):
+        counter.begin(_batch_of(5))()
+    counter.engines[1].done = spoil(5)
+    assert _right(counter, _batch_of(5), counter.begin(_batch_of(5))())
+
+
+def test_betting_refuses_attributions_whose_sum_is_too_large(gpu: HostGpu) -> None:
+    counter = _counter(gpu)
+    counter.engines[1].done = lambda arrays: np.multiply(
+        arrays["attribution"], 1.01, out=arrays["attribution"]
+    )
+    assert counter.begin([(stretch(1), range(3))])()[0].copies == 3
+    with pytest.raises(FvitError, match="no distribution"):
+        counter.begin([(stretch(1, betting=True), range(3))])()
+
+
+def _failing(*_: Any) -> None:
+    raise RuntimeError("CUDNN_STATUS_EXECUTION_FAILED\nand much more")
+
+
+@pytest.mark.parametrize("when", ["launching", "done"])
+def test_a_failure_is_one_line_and_the_device_goes_on(gpu: HostGpu, when: str) -> None:
+    counter = _counter(gpu)
+    setattr(counter.engines[1], when, _failing)
+    with pytest.raises(FvitError, match="host could not count these copies: CUDNN_STATUS") as caught:
+        counter.begin(_mixed())()
+    assert not isinstance(caught.value, DeviceLost)
+    assert "\n" not in str(caught.value)
+    setattr(counter.engines[1], when, lambda said: None)
+    gpu.wait()
+    assert _right(counter, _mixed(), counter.begin(_mixed())())
+
+
+@pytest.mark.parametrize("when", ["begin", "finish"])
+def test_a_device_that_cannot_be_waited_for_is_lost_and_can_be_closed(gpu: HostGpu, when: str) -> None:
+    counter = _counter(gpu)
+    finish = counter.begin(_mixed())
+    gpu.lost = True
+    counter.engines[0].launching = _failing
+    with pytest.raises(DeviceLost, match="host has failed for good"):
+        finish() if when == "finish" else counter.begin(_mixed())
+    counter.close()
+
+
+def test_nothing_is_left_on_the_device_after_close(gpu: HostGpu) -> None:
+    for cycle in range(200):
+        counter = _counter(gpu)
+        finish = counter.begin(_mixed())
+        if cycle % 2:  # what is under way may be dropped
+            finish()
+        counter.close()
+        del finish
+        assert gpu.allocations == 0
+
+
+def test_room_does_not_grow_with_the_batches(gpu: HostGpu) -> None:
+    counter = _counter(gpu)
+    held = set()
+    for _ in range(20):
+        under_way = [counter.begin(_mixed()), counter.begin(_mixed())]
+        for finish in under_way:
+            finish()
+        held.add(gpu.allocations)
+    assert len(held) == 1

@@ -1,6 +1,8 @@
 """The CUDA kernels, built for the host and launched as on a GPU, against NumPy; and their compilation by nvcc
 and NVRTC where they are."""
 
+import ctypes
+import itertools
 import shutil
 from pathlib import Path
 
@@ -8,89 +10,125 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fvit.certificates.tally import Tally
+from fvit.certificates.tally import TOTAL, Tally
 from fvit.errors import FvitError
-from fvit.runtime import noise
 from fvit.runtime.gpu import kernels
-from fvit.runtime.gpu.counter import Accumulators, placed
-from fvit.runtime.gpu.device import KERNELS
-from fvit.runtime.host import noisy_copies
+from fvit.runtime.gpu.context import KERNELS
+from fvit.runtime.gpu.counter import DeviceCounter
+from fvit.runtime.gpu.run import PART, ROW, Layout, Run
+from fvit.runtime.images import Picture
+from fvit.runtime.noise import noisy_copies, thresholds
+from fvit.runtime.queue import Batch, Stretch
 from tests.runtime.gpu.conftest import HostGpu
+from tests.runtime.gpu.toys import SCHEDULE, Denoiser, Said, on_host, same, stretch
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 
 
-def _drawn(
-    gpu: HostGpu, pixels: NDArray[np.float32], copies: range, *, sigma: float, seed: int
-) -> NDArray[np.float32]:
-    noisy = gpu.allocate((1 + len(copies), *pixels.shape), np.float32)
-    gpu.draw(noisy, row=1, pixels=placed(pixels, gpu), copies=copies, sigma=sigma, seed=seed)
-    drawn = gpu.download(noisy)
-    assert np.isnan(drawn[0]).all()
-    return drawn[1:].astype(np.float32)
+def _drawn(gpu: HostGpu, batch: Batch, *, rows: int) -> dict[str, NDArray[np.float32]]:
+    """What one launch makes of a batch: the networks' inputs."""
+    shape = batch[0][0].picture.pixels.shape
+    pieces = [(stretch.tally, stretch, copies) for stretch, copies in batch]
+    run = Run(pieces, rows=rows, classes=2, tokens=4, schedule=SCHEDULE)
+    staged = gpu.page_locked(run.tables.size)
+    run.write(staged)
+    tables = gpu.allocate((run.tables.size,), np.uint8)
+    gpu.upload(staged, tables)
+    inputs = {
+        name: gpu.allocate((rows, *sides), np.float32)
+        for name, sides in (("noisy", shape), ("sigma", ()), ("timestep", ()))
+    }
+    size = int(np.prod(shape))
+    gpu.launch(
+        "draw_copies", -(-size // 4), rows, *(memory.pointer for memory in inputs.values()),
+        *(run.tables.pointer(name, tables) for name in ("rows", "pictures", "thresholds")), size,
+    )  # fmt: skip
+    gpu.wait()
+    return {name: on_host(memory).copy() for name, memory in inputs.items()}
 
 
-@pytest.mark.parametrize(("seed", "first"), [(0, 0), (2**64 - 1, 5), (123456789012, 2**32 - 3), (7, 2**40)])
-def test_noise_equals_numpys(host_gpu: HostGpu, seed: int, first: int) -> None:
-    """10⁶ values; the seed's and the index's upper words count."""
-    zeros = np.zeros(100_000, np.float32)
-    found = _drawn(host_gpu, zeros, range(first, first + 10), sigma=1.0, seed=seed)
-    expected = noise.draw(np.arange(first, first + 10), size=zeros.size, seed=seed)
-    assert np.abs(found - expected).max() <= 2e-6
+def _of(shape: tuple[int, int], seed: int, *, sigma: float, key: int, dark: bool = False) -> Stretch:
+    pixels = np.random.default_rng(seed).integers(0, 1 if dark else 256, (3, *shape), np.uint8)
+    picture = Picture(pixels, f"{seed}", f"{seed}", f"{seed}", None)
+    return Stretch(picture, range(0), sigma, key, Tally(2, 4, ()))
 
 
-def test_noise_is_standard_normal_to_its_tails(host_gpu: HostGpu) -> None:
-    values = _drawn(host_gpu, np.zeros(100_000, np.float32), range(40), sigma=1.0, seed=11).astype(np.float64)
-    n = values.size
-    assert abs(values.mean()) < 5 / np.sqrt(n)
-    assert abs(values.var() - 1) < 5 * np.sqrt(2 / n)
-    assert abs((values**3).mean()) < 5 * np.sqrt(15 / n)
-    assert abs((values**4).mean() - 3) < 5 * np.sqrt(96 / n)
-    for edge, tail in ((2.0, 0.0227501319), (3.0, 0.0013498980), (4.0, 3.16712418e-05)):
-        for beyond in (values > edge, values < -edge):
-            assert abs(beyond.mean() - tail) < 5 * np.sqrt(tail / n)
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0])
+def test_ten_million_integers_equal_numpys(gpu: HostGpu, sigma: float) -> None:
+    """A quarter of them at each σ; on black, a copy is the integer divided by 255."""
+    copies = range(2**32 - 10, 2**32 + 7)
+    of = _of((224, 224), 0, sigma=sigma, key=0xFEDCBA9876543210_0123456789ABCDEF, dark=True)
+    found = _drawn(gpu, [(of, copies)], rows=len(copies))["noisy"]
+    assert found.size > 2_500_000
+    assert np.array_equal(found, noisy_copies(of.picture.pixels, copies, sigma=sigma, key=of.key))
 
 
-def test_copies_equal_numpys_at_a_size_that_blocks_do_not_divide(host_gpu: HostGpu) -> None:
-    pixels = np.random.default_rng(0).random((3, 7, 11), np.float32)
-    found = _drawn(host_gpu, pixels, range(3, 9), sigma=0.25, seed=5)
-    assert np.abs(found - noisy_copies(pixels, range(3, 9), sigma=0.25, seed=5)).max() <= 1e-6
+def test_copies_equal_numpys_whatever_shares_the_batch(gpu: HostGpu) -> None:
+    """Several pictures, σ, keys and copies far on; at a size that blocks of four do not divide."""
+    one = _of((7, 11), 1, sigma=0.25, key=2**128 - 1)
+    batch: Batch = [
+        (one, range(3, 9)),
+        (_of((7, 11), 2, sigma=0.03, key=0), range(2**63 - 9, 2**63 - 2)),
+        (_of((7, 11), 3, sigma=2.5, key=2**64), range(2**40, 2**40 + 1)),
+        (one, range(1)),
+        (_of((7, 11), 1, sigma=0.5, key=1 << 64), range(5)),
+    ]
+    rows = sum(len(copies) for _, copies in batch)
+    found = _drawn(gpu, batch, rows=rows)
+    expected = [noisy_copies(of.picture.pixels, part, sigma=of.sigma, key=of.key) for of, part in batch]
+    assert np.array_equal(found["noisy"], np.concatenate(expected))
+    sigma = np.concatenate([np.full(len(part), of.sigma, np.float32) for of, part in batch])
+    assert np.array_equal(found["sigma"], sigma)
+    assert np.array_equal(found["timestep"], SCHEDULE.timestep(sigma).astype(np.float32))
+
+
+@pytest.mark.parametrize("sigma", [0.004, 0.12, 0.25, 0.5, 1.0, 14.0])
+def test_integers_are_numpys_at_and_beside_every_threshold(library: ctypes.CDLL, sigma: float) -> None:
+    """The smallest and the largest word among them."""
+    law = thresholds(sigma)
+    near = np.concatenate([law.table, law.table - np.uint64(1), law.table + np.uint64(1)])
+    words = np.concatenate([near, np.array([0, 1, 2**64 - 2, 2**64 - 1], np.uint64)])
+    found = np.empty(len(words), np.int32)
+    library.integers(
+        words.ctypes.data_as(ctypes.c_void_p), ctypes.c_size_t(len(words)),
+        law.table.ctypes.data_as(ctypes.c_void_p), ctypes.c_uint32(len(law.table) - 1),
+        ctypes.c_int32(law.first), found.ctypes.data_as(ctypes.c_void_p),
+    )  # fmt: skip
+    assert np.array_equal(found, law.integers(words))
+    assert found.min() == law.first + 1 and found.max() == law.first + len(law.table) - 1
+
+
+def test_tables_are_laid_out_as_the_kernels_read_them() -> None:
+    assert (ROW.itemsize, PART.itemsize) == (56, 16)
+    assert ROW.fields is not None
+    assert [offset for _, offset, *_ in ROW.fields.values()] == [0, 8, 24, 28, 32, 36, 40, 44, 48]
+    layout = Layout.of(one=((3,), np.uint8), none=((0, 5), np.int64), other=((2,), np.float64))
+    assert {name: array[0] for name, array in layout.arrays.items()} == {"one": 0, "none": 16, "other": 16}
+    assert layout.size == 32
 
 
 @pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
-def test_reductions_equal_the_tallys(host_gpu: HostGpu, rows: int, classes: int, tokens: int) -> None:
-    """Counts, votes, sums and squares to the last bit, ties and values above 1 included; logarithms to the
-    rounding of two libraries."""
+def test_reductions_equal_the_tallys(gpu: HostGpu, rows: int, classes: int, tokens: int) -> None:
+    """To the last digit, ties and the largest value that is allowed included."""
     rng = np.random.default_rng(rows)
     logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
-    attribution = (rng.gamma(0.3, size=(rows, tokens)) / 3).round(2).astype(np.float32)
-    expected, found = (Tally(classes, tokens, (1, 3, min(10, tokens))) for _ in range(2))
-    scores, shares = placed(logits, host_gpu), placed(attribution, host_gpu)
-    there = Accumulators.of(found, host_gpu)
-    half = rows // 2
-    for part in (range(half), range(half, rows)):
-        if part:
-            expected.add(logits[part.start : part.stop], attribution[part.start : part.stop])
-            host_gpu.reduce(scores, shares, rows=part, into=there)
-    there.into(found, host_gpu, copies=rows)
-    for field in ("counts", "votes", "sums", "squares"):
-        assert np.array_equal(getattr(found, field), getattr(expected, field))
-    assert np.allclose(found.wealth.logarithms, expected.wealth.logarithms, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("where", ["logits", "attribution"])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_value_that_is_not_finite_is_noticed(host_gpu: HostGpu, where: str, value: float) -> None:
-    values = {"logits": np.zeros((5, 7), np.float32), "attribution": np.full((5, 9), 1 / 9, np.float32)}
-    values[where][3, 6] = value
-    tally = Tally(7, 9, (2,))
-    there = Accumulators.of(tally, host_gpu)
-    scores, shares = (placed(values[name], host_gpu) for name in ("logits", "attribution"))
-    host_gpu.reduce(scores, shares, rows=range(3), into=there)
-    assert host_gpu.download(there.unfit)[0] == 0
-    host_gpu.reduce(scores, shares, rows=range(3, 5), into=there)
-    with pytest.raises(FvitError, match="not finite"):
-        there.into(tally, host_gpu, copies=5)
+    shares = rng.gamma(0.3, size=(rows, tokens)).astype(np.float32).round(2) + np.float32(0.01)
+    attribution = shares / shares.sum(1, keepdims=True)
+    attribution[-1] = 0
+    attribution[-1, 2] = TOTAL
+    counter = DeviceCounter(gpu, Denoiser(gpu), Said(gpu, logits, attribution), schedule=SCHEDULE, rows=rows)
+    batch: Batch = []
+    expected = []
+    for first, stop in itertools.pairwise(sorted({0, rows // 3, rows // 2, rows})):
+        of = stretch(
+            first, sizes=(1, 3, min(10, tokens))[len(batch) :], betting=len(batch) != 1,
+            classes=classes, tokens=tokens,
+        )  # fmt: skip
+        batch.append((of, range(stop - first)))
+        expected.append(of.tally.empty())
+        expected[-1].add(logits[first:stop], attribution[first:stop])
+    found = counter.begin(batch)()
+    assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
 
 @needs_nvcc

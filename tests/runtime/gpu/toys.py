@@ -1,0 +1,149 @@
+"""Networks that a test sees through: small, exact, and each row's result from that row alone."""
+
+import ctypes
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fvit.certificates.tally import Tally
+from fvit.engines.base import Engine, Memory, Tensor
+from fvit.runtime.images import Picture
+from fvit.runtime.noise import noisy_copies
+from fvit.runtime.queue import Stretch
+from fvit.runtime.schedule import Schedule
+from tests.runtime.gpu.conftest import HostGpu
+
+SIDE, CLASSES, TOKENS = 10, 5, 20
+FLOAT = np.dtype(np.float32)
+SCHEDULE = Schedule(np.linspace(0.999, 0.01, 100))
+
+Floats = NDArray[np.float32]
+
+
+class Toy(Engine):
+    """A network on a HostGpu.
+
+    launching: called with the number of rows when a run is put on the stream; done: with the arrays, which it
+    may change, when it is done there.
+    """
+
+    name = "toy"
+    device = "host"
+
+    def __init__(self, gpu: HostGpu, *, fixed: int | None = None) -> None:
+        self._gpu = gpu
+        self.inputs = tuple(Tensor(t.name, (fixed, *t.shape[1:]), t.dtype) for t in self.inputs)
+        self.outputs = tuple(Tensor(t.name, (fixed, *t.shape[1:]), t.dtype) for t in self.outputs)
+        self.launching: Callable[[int], None] = lambda rows: None
+        self.done: Callable[[dict[str, NDArray[Any]]], None] = lambda arrays: None
+
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        tensors = {tensor.name: memory[tensor.name] for tensor in (*self.inputs, *self.outputs)}
+        rows = memory[self.inputs[0].name].shape[0]
+
+        def work() -> None:
+            arrays = {name: on_host(there) for name, there in tensors.items()}
+            for name, values in self.run(arrays).items():
+                arrays[name][:] = values
+            self.done(arrays)
+
+        def execute() -> None:
+            self.launching(rows)
+            self._gpu.put(work)
+
+        return execute
+
+
+class Denoiser(Toy):
+    inputs = (
+        Tensor("noisy", (None, 3, SIDE, SIDE), FLOAT),
+        Tensor("sigma", (None,), FLOAT),
+        Tensor("timestep", (None,), FLOAT),
+    )
+    outputs = (Tensor("images", (None, 3, SIDE, SIDE), FLOAT),)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        sigma, timestep = (feeds[name][:, None, None, None] for name in ("sigma", "timestep"))
+        return {"images": feeds["noisy"] * (np.float32(1) - sigma) + timestep * np.float32(1e-3)}
+
+
+class Classifier(Toy):
+    inputs = (Tensor("images", (None, 3, SIDE, SIDE), FLOAT),)
+    outputs = (Tensor("logits", (None, CLASSES), FLOAT), Tensor("attribution", (None, TOKENS), FLOAT))
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        flat = feeds["images"].reshape(-1, 3 * SIDE * SIDE)
+        # Rounded, so that there are ties.
+        logits = np.abs(flat[:, : 4 * CLASSES].reshape(-1, CLASSES, 4).sum(2)).round(1)
+        shares = np.abs(flat[:, -3 * TOKENS :].reshape(-1, TOKENS, 3).sum(2)).round(1) + np.float32(0.1)
+        return {"logits": logits, "attribution": shares / shares.sum(1, keepdims=True)}
+
+
+class Said(Classifier):
+    """Says for row i of a run what it was told for row i."""
+
+    def __init__(self, gpu: HostGpu, logits: Floats, attribution: Floats) -> None:
+        self.outputs = (
+            Tensor("logits", (None, logits.shape[1]), FLOAT),
+            Tensor("attribution", (None, attribution.shape[1]), FLOAT),
+        )
+        super().__init__(gpu, fixed=len(logits))
+        self._said = {"logits": logits, "attribution": attribution}
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return {name: values.copy() for name, values in self._said.items()}
+
+
+def on_host(memory: Memory) -> NDArray[Any]:
+    """The array that lies there."""
+    size = memory.dtype.itemsize * math.prod(memory.shape)
+    held = (ctypes.c_uint8 * size).from_address(memory.pointer)
+    return np.ctypeslib.as_array(held).view(memory.dtype).reshape(memory.shape)
+
+
+def picture(seed: int) -> Picture:
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, SIDE, SIDE), np.uint8)
+    return Picture(pixels, f"{seed}", f"{seed}", f"{seed}", None)
+
+
+def stretch(
+    seed: int,
+    copies: range = range(10),
+    *,
+    sigma: float = 0.25,
+    sizes: tuple[int, ...] = (3,),
+    betting: bool = False,
+    key: int | None = None,
+    classes: int = CLASSES,
+    tokens: int = TOKENS,
+) -> Stretch:
+    """Copies of the picture of this seed."""
+    tally = Tally(classes, tokens, sizes, betting)
+    return Stretch(picture(seed), copies, sigma, (seed << 64) + 7 if key is None else key, tally)
+
+
+def counted(stretch: Stretch, copies: range, denoiser: Engine, classifier: Engine) -> Tally:
+    """What a Counter has to find, one copy after another."""
+    tally = stretch.tally.empty()
+    sigma = np.full(1, stretch.sigma, np.float32)
+    levels = {"sigma": sigma, "timestep": SCHEDULE.timestep(sigma).astype(np.float32)}
+    for i in copies:
+        noisy = noisy_copies(stretch.picture.pixels, range(i, i + 1), sigma=stretch.sigma, key=stretch.key)
+        said = classifier.run(denoiser.run({"noisy": noisy, **levels}))
+        tally.add(said["logits"], said["attribution"])
+    return tally
+
+
+def same(one: Tally, other: Tally) -> bool:
+    """To the last digit; but that two libraries may round a logarithm to one unit more or less."""
+    return (
+        one.copies == other.copies
+        and all(
+            np.array_equal(getattr(one, name), getattr(other, name)) for name in ("counts", "votes", "sums")
+        )
+        and one.wealth.shape == other.wealth.shape
+        and bool((np.abs(one.wealth - other.wealth) <= 2).all())
+    )
