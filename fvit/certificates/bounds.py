@@ -41,18 +41,18 @@ def fixed_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats,
     count, level: numbers or arrays that broadcast. Raises ValueError as clopper_pearson does.
     """
     c = _counts(count, n, level=level)
-    log_level = np.log(level)
+    # What the logarithm of a tail may be off by is taken from the level, so that the ends err outwards.
+    log_level = np.log(level) - 1e-9 - 1e-15 * n
 
     def refused(p: Floats) -> NDArray[np.bool_]:
         low, high = p
-        # A tail may be off by some 1e-12 of itself; 1e-9 of the level is paid so that ends err outwards.
         with np.errstate(divide="ignore"):
             below = np.log(np.where(c > 0, betainc(np.maximum(c, 1), n - c + 1, low), 1.0))
             above = np.log(np.where(c < n, betainc(np.maximum(n - c, 1), c + 1, 1 - high), 1.0))
             return np.stack(
                 [
-                    below <= log_level + 2 * np.log(low) - 1e-9,
-                    above <= log_level + np.log(high) + np.log1p(-high) - 1e-9,
+                    below <= log_level + 2 * np.log(low),
+                    above <= log_level + np.log(high) + np.log1p(-high),
                 ]
             )
 

@@ -25,6 +25,7 @@ from fvit.certificates.terms import MOST_COPIES, Terms
 Floats = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0, le=MOST_COPIES)]
+Seen = Annotated[int, Field(ge=1, le=MOST_COPIES)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Radius = Annotated[float, Field(ge=0)]
 Row = Field(strict=False)  # a tuple that is read from a list; what is in it stays strict
@@ -51,7 +52,7 @@ class ClassClaim(Part):
 
     index: Index
     label: str
-    counts: Annotated[dict[Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,9})$")], Count], Field(min_length=1)]
+    counts: Annotated[dict[Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,9})$")], Seen], Field(min_length=1)]
     p_lower: Annotated[float, Field(ge=0, lt=1)]
     radius_l2: Radius
     radius_linf: Radius

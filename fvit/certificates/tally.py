@@ -16,7 +16,7 @@ Integers = NDArray[np.int64]
 UNIT = 2**30
 """Attributions and logarithms are added up as integers in units of 1/UNIT."""
 
-TOTAL = 1 + 2**-10
+TOTAL = 1 + 2**-8
 """The most that a copy's attribution may sum to, for what floating point adds to 1."""
 
 
@@ -49,14 +49,15 @@ class Tally:
     def add(self, logits: Floats, attribution: Floats) -> None:
         """Count a batch: logits [B,C], attribution [B,N]. Ties go to the lower index.
 
-        Raises FvitError for values that are not finite, and for attributions that are none: below 0
-        or above TOTAL, and where betting also with a sum above TOTAL.
+        Raises FvitError for values that are not finite, and for attributions that are none: values below
+        0 or above TOTAL, copies without any, and where betting also sums above TOTAL.
         """
         if not (np.isfinite(logits).all() and np.isfinite(attribution).all()):
             raise FvitError("the engine returned a value that is not finite: no certificate can rest on it")
         exact = attribution.astype(np.float64)
-        above = exact.sum(axis=1) if self.betting else exact
-        if (exact < 0).any() or (above > TOTAL).any():
+        totals = exact.sum(axis=1)
+        most = totals if self.betting else exact
+        if (exact < 0).any() or (totals <= 0).any() or (most > TOTAL).any():
             raise FvitError("the engine returned an attribution that is no distribution over the tokens")
         self.copies += len(logits)
         self.counts += np.bincount(logits.argmax(axis=1), minlength=self.classes)
