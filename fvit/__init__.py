@@ -1,8 +1,8 @@
 """FViT: faithful vision transformers, deployed.
 
     import fvit
-    vit = fvit.load("bundle", device="cpu")
-    vit.certify("photo.png", sigma=0.25, n0=100, n=1000)
+    with fvit.load("bundle", device="cpu") as vit:
+        vit.certify("photo.png", sigma=0.25, n=1000)
 
 Names are loaded on first use, so that importing the package costs next to nothing.
 """

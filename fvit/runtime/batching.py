@@ -33,10 +33,11 @@ def fastest_batch(seconds: Callable[[int], float]) -> int:
     return next(size for size, rate in rates.items() if WORTH * rate >= max(rates.values()))
 
 
-def time_of_copy(run: Callable[[int], object], size: int) -> float:
-    """Seconds a copy at this batch size, the best of three; run counts that many copies."""
-    copies = max(size, 64)
-    run(size)  # allocates, chooses algorithms
+def time_of_copy(run: Callable[[int], object], rows: int) -> float:
+    """Seconds a copy where all devices together take so many rows at once, the best of three; run counts that
+    many copies."""
+    copies = max(2 * rows, 64)
+    run(rows)  # allocates, chooses algorithms
     taken = []
     for _ in range(3):
         start = time.perf_counter()

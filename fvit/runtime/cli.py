@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from fvit import commands
-from fvit.certificates.record import Certificate, Terms
+from fvit.certificates.record import Certificate
+from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import Picture, find_images
+from fvit.runtime.images import MAX_PIXELS, Picture, find_images, read_image
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.loading import Batch, load
-from fvit.runtime.replay import read_records, replay
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -39,8 +42,7 @@ def fvit_certify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, made by fvit-export.")],
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     sigma: Annotated[float, typer.Option(help="Noise level σ, in units of [0,1] pixels.")] = 0.25,
-    n0: Annotated[int, typer.Option(help="Copies that select the class and the tokens.")] = 100,
-    n: Annotated[int, typer.Option(help="Fresh copies that estimate.")] = 1000,
+    n: Annotated[int, typer.Option(help="Copies of an image; with --radius or --seconds, at most.")] = 1000,
     alpha: Annotated[
         float, typer.Option(help="Probability that anything claimed of an image is false.")
     ] = 1e-3,
@@ -51,61 +53,84 @@ def fvit_certify(
     radius: Annotated[
         float | None, typer.Option(help="Only decide whether this ℓ2 radius holds, with at most n copies.")
     ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Refine each image's certificate for so long, or up to n copies.")
+    ] = None,
     aggregate: Annotated[
         Aggregates, typer.Option(help="Smooth top-k votes or attributions.")
     ] = Aggregates.vote,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the noise, for replays, tests and images announced beforehand; from entropy unless "
+            "told."
+        ),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
-            help="Copies a run of the engine takes: 32 unless told, or what its plans were built for; auto "
-            "measures which is the fastest."
+            help="Copies that a CPU core or a GPU takes at once: 4 or 64 unless told, or what its plans were "
+            "built for; auto measures which is the fastest."
         ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
     ] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
-    replay_file: Annotated[
-        Path | None,
-        typer.Option("--replay", help=f"A {NAME}: draw its records again, on their own terms, and compare."),
-    ] = None,
+    save_input: Annotated[
+        bool, typer.Option("--save-input", help="With --out: also the 8-bit picture that is certified.")
+    ] = False,
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse larger images before they are decoded.", min=1)
+    ] = MAX_PIXELS,
+    n0: Annotated[int | None, typer.Option("--n0", hidden=True)] = None,
 ) -> None:
     """Certify what a faithful ViT says of images, and print one row an image.
 
-    With --out, a second run skips the images that are done. With --replay, the records' own terms
-    count and the other options but --batch and --device do not.
+    With --out, a second run skips the images that are done.
     """
+    if n0 is not None:
+        raise FvitError(
+            "--n0 is not needed: class and tokens are chosen and certified from the same n copies, because "
+            "the bounds hold for every choice at once; leave it out"
+        )
+    if radius is not None and seconds is not None:
+        raise FvitError("--radius decides as soon as it can and --seconds refines: give one of them")
+    if save_input and out is None:
+        raise FvitError("--save-input needs a folder: give --out")
     if out is not None:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
-    vit = load(bundle, device=device, batch=_batch(batch))
-    for reason in vit.passed_over:
-        console.print(f"[dim]not on {reason}[/]", highlight=False, soft_wrap=True)
-    if replay_file is not None:
-        replay_all(vit, read_records(replay_file), find_images(images))
-        return
-    terms = Terms(
-        sigma=sigma, n0=n0, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, aggregate=aggregate.value,
-        seed=seed, radius=radius, batch=vit.batch,
-    )  # fmt: skip
-    vit.check(terms)
-    run = Run(vit, terms, find_images(images), Journal(out) if out else None)
-    try:
-        run.certify()
-    finally:
-        run.report()
+    files = find_images(images, on_skip=lambda file, reason: _say(f"{file} is skipped: {reason}"))
+    with load(bundle, device=device, batch=_batch(batch)) as vit:
+        for reason in vit.passed_over:
+            _say(f"not on {reason}")
+        terms = vit.terms(
+            sigma=sigma, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, radius=radius,
+            aggregate=aggregate.value, seed=seed, refining=seconds is not None,
+        )  # fmt: skip
+        with Journal(out) if out else nullcontext() as journal:
+            run = Run(
+                vit, terms, files, journal, seed=seed, seconds=seconds, save_input=save_input,
+                max_pixels=max_pixels,
+            )  # fmt: skip
+            try:
+                run.certify()
+            finally:
+                run.report()
     if run.failed:
         raise typer.Exit(1)
 
 
 def _batch(said: str | None) -> Batch | None:
-    if said is None:
-        return None
-    if said == "auto":
-        return "auto"
+    if said is None or said == "auto":
+        return said  # type: ignore[return-value]
     if not said.lstrip("-").isdecimal():
         raise FvitError(f"batch = {said}: give a number of copies, or auto")
     return int(said)
+
+
+def _say(words: str) -> None:
+    problems.print(words, markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -116,12 +141,24 @@ class Run:
     terms: Terms
     files: list[Path]
     journal: Journal | None
+    seed: int | None
+    seconds: float | None
+    save_input: bool
+    max_pixels: int
     rows: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
     skipped: int = 0
+    _seen: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """A run that continues another goes on with its seed."""
+        if self.journal is not None and self.seed is None:
+            kept = self.journal.seed(self.terms, bundle=self.vit.bundle.digest)
+            if kept is not None:
+                self.terms = dataclasses.replace(self.terms, seed=kept)
 
     def certify(self) -> None:
-        each = self.terms.n0 + self.terms.n
+        each = self.terms.n
         columns = (
             TextColumn("certifying"), BarColumn(),
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} copies"),
@@ -141,12 +178,13 @@ class Run:
                         yield picture
 
             counted = self.vit.certify_many(
-                pictures(), self.terms, on_copies=lambda copies: progress.advance(task, copies)
-            )
+                pictures(), self.terms, seconds=self.seconds,
+                on_copies=lambda copies: progress.advance(task, copies),
+            )  # fmt: skip
             for certificate in counted:
                 self._keep(waiting.pop(0), certificate)
                 # A decision may have needed fewer copies than it was allowed.
-                progress.update(task, total=(progress.tasks[0].total or 0) - each + certificate.copies_drawn)
+                progress.update(task, total=(progress.tasks[0].total or 0) - each + certificate.copies)
 
     def report(self) -> None:
         """The table of what is done, also after an interruption."""
@@ -155,30 +193,34 @@ class Run:
         if self.skipped:
             console.print(f"{self.skipped} of them were done before and are read from {NAME}")
         if self.journal is not None and self.rows:
-            console.print(f"records and pictures are in {self.journal.folder}")
+            console.print(f"records and pictures are in {self.journal.folder}", markup=False)
         if self.failed:
             problems.print(f"[bold red]{self.failed} of {len(self.files)} images could not be certified[/]")
 
     def _read(self, file: Path) -> Picture | None:
         """The picture, or None where it is done already or cannot be read (said)."""
+        size = self.vit.pipeline.image_size
         try:
-            picture = self.vit.read(file)
+            picture = read_image(file, size=size, max_pixels=self.max_pixels)
         except FvitError as error:
             problems.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             self.failed += 1
             return None
         if self.journal is not None:
-            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest)
+            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest, seed=self.seed)
             if record is not None:
                 self.rows.append(record)
                 self.skipped += 1
                 return None
+        if picture.pixels_sha256 in self._seen:
+            _say(f"{file} has the pixels of {self._seen[picture.pixels_sha256]}, and is done once")
+            return None
+        self._seen[picture.pixels_sha256] = file
         if picture.resized_from is not None:
-            (rows, columns), (height, width) = picture.resized_from, self.vit.pipeline.image_size
-            problems.print(
-                f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of",
-                markup=False, highlight=False, soft_wrap=True,
-            )  # fmt: skip
+            (rows, columns), (height, width) = picture.resized_from, size
+            _say(f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of")
+        if picture.frames > 1:
+            _say(f"{file} has {picture.frames} frames: the first is certified")
         return picture
 
     def _keep(self, picture: Picture, certificate: Certificate) -> None:
@@ -190,11 +232,14 @@ class Run:
 
     def _draw(self, picture: Picture, certificate: Certificate, folder: Path) -> None:
         # The picture goes before the record: a record that is there then implies its picture.
-        from fvit.runtime.pictures import write_picture
+        from fvit.runtime.pictures import write_picture, written_whole
 
+        stem = f"{Path(picture.name).stem}-{picture.pixels_sha256[:8]}"
         try:
-            file = folder / f"{Path(picture.name).stem}-{picture.sha256[:8]}.png"
-            write_picture(self.vit, picture, certificate, file=file)
+            write_picture(self.vit, picture, certificate, file=folder / f"{stem}.png")
+            if self.save_input:
+                with written_whole(folder / f"{stem}-input.png") as part:
+                    Image.fromarray(picture.pixels.transpose(1, 2, 0)).save(part, format="png")
         except OSError as error:
             raise FvitError(f"cannot write a picture to {folder}: {error.strerror}") from error
 
@@ -223,10 +268,10 @@ def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
         drawn.add_row(
             Path(row["image"]).stem,
             "abstains" if of_class["abstained"] else of_class["label"],
-            f"{100 * of_class['count'] / (row['copies_drawn'] - row['n0']):.1f} %",
+            f"{100 * of_class['counts'][str(of_class['index'])] / row['copies']:.1f} %",
             _radius(of_class),
             *map(_radius, row.get("explanations", [row["attention"]])),
-            f"{row['copies_drawn']:,}",
+            f"{row['copies']:,}",
             f"{row['seconds']:.1f}",
             *([row["decision"]["answer"]] if "decision" in row else []),
         )
@@ -235,47 +280,6 @@ def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
 
 def _radius(claim: dict[str, Any]) -> str:
     return "–" if claim["abstained"] else f"{claim['radius_l2']:.3f}"
-
-
-def replay_all(vit: FaithfulViT, records: list[dict[str, Any]], files: list[Path]) -> None:
-    """Replay every record whose image is among the files; exit code 1 unless all claims hold."""
-    by_hash = {picture.sha256: picture for picture in map(vit.read, files)}
-    drawn = Table(title=f"replayed at batch {vit.batch} on {vit.engine['name']} {vit.engine['precision']}")
-    drawn.add_column("image", overflow="fold")
-    for heading in (
-        "counts, tokens, radii",
-        "class",
-        "net copies moved",
-        "class radius",
-        "attention radius",
-        "claims",
-    ):
-        drawn.add_column(heading)
-    good = True
-    for record in records:
-        name, picture = Path(record["image"]).name, by_hash.get(record["sha256"])
-        if picture is None:
-            drawn.add_row(name, "image not given", *[""] * 5)
-            good = False
-            continue
-        result = replay(vit, record, picture)
-        good &= result.holds
-        drawn.add_row(
-            name,
-            "identical" if result.identical else "differ",
-            _change(record["class"]["label"], result.found["class"]["label"]),
-            "–" if result.copies_moved is None else str(result.copies_moved),
-            _change(_radius(record["class"]), _radius(result.found["class"])),
-            _change(_radius(record["attention"]), _radius(result.found["attention"])),
-            "hold" if result.holds else "weaker here",
-        )
-    console.print(drawn)
-    if not good:
-        raise typer.Exit(1)
-
-
-def _change(before: str, after: str) -> str:
-    return before if before == after else f"{before} → {after}"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, NoReturn
@@ -111,8 +111,8 @@ class FaithfulViT:
 
     def __reduce__(self) -> NoReturn:
         raise FvitError(
-            "a FaithfulViT holds threads and devices and cannot be pickled: give a worker the bundle's folder, "
-            "and call fvit.load there"
+            "a FaithfulViT holds threads and devices and cannot be pickled: give a worker the bundle's "
+            "folder, and call fvit.load there"
         )
 
     def predict(
@@ -262,6 +262,13 @@ class FaithfulViT:
         """The image at the bundle's size; raises FvitError where it cannot be read."""
         return read_image(image, size=self.pipeline.image_size)
 
+    def recount(self, picture: Picture, terms: Terms, *, copies: int) -> Certificate:
+        """What the first `copies` copies of a picture certify on these terms: a record's claims, drawn again
+        where it is of this bundle. Raises FvitError where an engine fails."""
+        started = time.perf_counter()
+        tally = self.queue.submit(self._stretch(picture, terms, copies=copies)).result()
+        return self._certificate(picture, tally, terms, seconds=time.perf_counter() - started)
+
     def _predicting(
         self,
         picture: Picture,
@@ -334,19 +341,23 @@ class FaithfulViT:
         account: Account | None = None,
         on_copies: Callable[[int], Any] = lambda copies: None,
     ) -> Growing[Any]:
-        tally = Tally(self.pipeline.classes, self.pipeline.tokens, terms.k, betting=terms.aggregate == "mean")
-        whole = Stretch(
-            picture,
-            range(terms.n),
-            sigma=terms.sigma,
-            key=philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed),
-            tally=tally,
-            account=account or Account(),
-            on_copies=on_copies,
-        )
+        whole = replace(self._stretch(picture, terms, copies=terms.n), on_copies=on_copies)
+        if account is not None:
+            whole = replace(whole, account=account)
         growing = Growing(self.queue, self._claims, whole, looks=terms.looks, judge=judge, ahead=self.rows)
         self._growing.add(growing)
         return growing
+
+    def _stretch(self, picture: Picture, terms: Terms, *, copies: int) -> Stretch:
+        return Stretch(
+            picture,
+            range(copies),
+            sigma=terms.sigma,
+            key=philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed),
+            tally=Tally(
+                self.pipeline.classes, self.pipeline.tokens, terms.k, betting=terms.aggregate == "mean"
+            ),
+        )
 
     def _certificate(self, picture: Picture, tally: Tally, terms: Terms, *, seconds: float) -> Certificate:
         manifest = self.bundle.manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
@@ -44,7 +45,7 @@ class Growing(Future[Answer], Generic[Answer]):
         edges = [first, *(first + look for look in looks)]
         self._planned = deque(
             replace(whole, copies=range(start, stop), tally=whole.tally.empty(), on_copies=told)
-            for start, stop in zip(edges, edges[1:], strict=False)
+            for start, stop in itertools.pairwise(edges)
         )
         self._queued: deque[Counted] = deque()
         self._go_on()

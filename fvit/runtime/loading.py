@@ -16,7 +16,7 @@ from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
-from fvit.runtime.bundle import Bundle, open_bundle
+from fvit.runtime.bundle import Bundle, check_graphs, open_bundle
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.gpu.kernels import cache_folder
 from fvit.runtime.host import DenoisedClassifier, HostCounter
@@ -126,6 +126,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
 def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
     """The batch measured to be the fastest here, or what was found earlier."""
     size = bundle.manifest.image_size
+    sigma = float(np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]))
     picture = read_image(np.full((*size, 3), 128, np.uint8), size=size)
 
     def seconds(rows: int) -> float:
@@ -134,7 +135,7 @@ def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
 
         def run(copies: int) -> None:
             tally = Tally(place.pipeline.classes, place.pipeline.tokens, (1,))
-            queue.submit(Stretch(picture, range(copies), sigma=0.25, key=0, tally=tally)).result()
+            queue.submit(Stretch(picture, range(copies), sigma=sigma, key=0, tally=tally)).result()
 
         try:
             taken = time_of_copy(run, rows * len(counters))
@@ -149,8 +150,8 @@ def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
 
 
 def _pipeline(bundle: Bundle, denoiser: Engine, classifier: Engine) -> DenoisedClassifier:
+    check_graphs(bundle, denoiser=denoiser, classifier=classifier)
     manifest = bundle.manifest
-    check_graphs(manifest, denoiser=denoiser, classifier=classifier)
     return DenoisedClassifier(
         denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size
     )

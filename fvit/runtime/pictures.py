@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fvit.certificates.record import AttentionClaim, Certificate
+from fvit.certificates.claims import AttentionClaim
+from fvit.certificates.record import Certificate
 from fvit.extras import require
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.host import noisy_copies
 from fvit.runtime.images import Picture
+from fvit.runtime.noise import noisy_copies, philox_key
 
 PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
 INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"
@@ -28,9 +31,11 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     Raises MissingExtra where matplotlib is not installed.
     """
     terms = certificate.terms
-    noisy = noisy_copies(picture.pixels, range(terms.n0, terms.n0 + 1), sigma=terms.sigma, seed=terms.seed)
-    denoised = vit.pipeline.denoise(noisy, sigma=terms.sigma)
-    plain = _resized(picture.pixels, (denoised.shape[2], denoised.shape[3]))
+    key = philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed)
+    noisy = noisy_copies(picture.pixels, range(1), sigma=terms.sigma, key=key)
+    denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
+    pixels = picture.pixels / np.float32(255)
+    plain = _resized(pixels, (denoised.shape[2], denoised.shape[3]))
     logits, attribution = vit.pipeline.classify(plain[None])
     plain_label = vit.bundle.manifest.labels[int(logits[0].argmax())]
 
@@ -40,18 +45,18 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     figure = figure_module.Figure(figsize=(2.64 * panels, 3.75), dpi=150, facecolor="white")
     axes = figure.subplots(1, panels)
     figure.subplots_adjust(left=0.012, right=0.988, top=0.86, bottom=0.22, wspace=0.06)
-    _show(axes[0], picture.pixels, "input")
+    _show(axes[0], pixels, "input")
     _show(axes[1], noisy[0], f"one copy, σ = {terms.sigma:g}")
     _show(axes[2], denoised[0], "the copy, denoised")
     _overlay(
         axes[3],
-        picture.pixels,
+        pixels,
         attribution[0].reshape(certificate.attention.grid),
         f"plain attention: {plain_label}",
     )
     smoothed = certificate.attention.smoothed.reshape(certificate.attention.grid)
-    _overlay(axes[4], picture.pixels, smoothed, "smoothed attention")
-    _outline(axes[4], picture.pixels.shape, certificate.attention)
+    _overlay(axes[4], pixels, smoothed, "smoothed attention")
+    _outline(axes[4], pixels.shape, certificate.attention)
     if panels == 6:
         _curves(axes[5], certificate)
 
@@ -60,9 +65,16 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
             0.5, 0.125 - 0.085 * line, words, ha="center", va="center", fontsize=13.5,
             color=INK if certified else PALE,
         )  # fmt: skip
+    with written_whole(file) as part:
+        figure.savefig(part, format="png")
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A temporary name beside `file` to write to, which takes its name when the block ends well."""
     part = file.with_name(f".{file.name}.part")
     try:
-        figure.savefig(part, format="png")
+        yield part
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
@@ -71,7 +83,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
 def in_words(certificate: Certificate) -> list[tuple[str, bool]]:
     """The two claims as sentences, each with whether it certifies anything."""
     of_class, attention, terms = certificate.class_, certificate.attention, certificate.terms
-    sure = f"{100 * (1 - terms.alpha):g} % confidence, {terms.n:,} copies"
+    sure = f"{100 * (1 - terms.alpha):g} % confidence, {certificate.copies:,} copies"
     if of_class.abstained:
         first = f"class: no majority is certain ({sure})"
     else:
@@ -109,8 +121,8 @@ def _outline(axes: Any, shape: tuple[int, ...], attention: AttentionClaim) -> No
     rows, columns = attention.grid
     height, width = shape[1] / rows, shape[2] / columns
     patches = require("matplotlib.patches", **PLOTS)
-    strongest = max(float(attention.token_radii.max()), 1e-12)
-    for token, radius in zip(attention.tokens.tolist(), attention.token_radii.tolist(), strict=True):
+    strongest = max(*attention.token_radii, 1e-12)
+    for token, radius in zip(attention.tokens, attention.token_radii, strict=True):
         row, column = divmod(token, columns)
         strength = radius / strongest
         axes.add_patch(

@@ -153,7 +153,7 @@ class Queue:
 
 
 class _Desk:
-    """What the devices' threads share. It knows nothing of the Queue, so that one which is dropped can end."""
+    """What the devices' threads share. It knows nothing of the Queue, so that a dropped one can end."""
 
     def __init__(self, devices: int) -> None:
         self.waiting = 0

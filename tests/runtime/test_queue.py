@@ -1,4 +1,4 @@
-"""The queue: whatever the callers, the schedule and the failures, each stretch gets exactly its own copies."""
+"""The queue: whatever the callers, the schedule and the failures, each stretch gets its own copies."""
 
 import gc
 import os
@@ -307,12 +307,10 @@ ACTIONS = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(
     actions=ACTIONS,
-    shapes=st.lists(
-        st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(0, 1)), min_size=3, max_size=3
-    ),
+    shapes=st.tuples(*[st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(0, 1))] * 3),
 )
 def test_in_any_schedule_every_copy_is_counted_once(
-    actions: list[tuple[object, ...]], shapes: list[tuple[int, int, int]]
+    actions: list[tuple[object, ...]], shapes: tuple[tuple[int, int, int], ...]
 ) -> None:
     """Submissions, cancellations, failures of batches and of devices, late arrivals, mixed σ, sizes and keys:
     what is not cancelled and does not fail equals the serial result to the bit. Device 0 is never lost."""
@@ -350,7 +348,7 @@ def test_in_any_schedule_every_copy_is_counted_once(
         queue.want(submitted[number])
     for device in devices:
         device.run_free()
-    done, waiting = wait_for([each for i, each in enumerate(submitted) if i not in cancelled], timeout=LIMIT)
+    _, waiting = wait_for([each for i, each in enumerate(submitted) if i not in cancelled], timeout=LIMIT)
     assert not waiting
     assert queue.waiting == 0
     for i, counted in enumerate(submitted):

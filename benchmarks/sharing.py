@@ -1,0 +1,154 @@
+"""What does sharing one model cost and gain: many callers of short requests, alone and beside long ones?
+
+    python -m benchmarks.sharing BUNDLE [--device cpu] [--seconds 30]
+
+Callers of predict(n = 16) that call again as soon as they are answered, 1, 4, 16 and 64 of them; the same beside
+four callers of certify(n = 5000); and one caller beside those four that calls once a second. All in one run,
+against one caller of certify(n = 5000) with the whole machine for itself, measured at the start and the end.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import fvit
+from benchmarks.keeping import publish
+from benchmarks.machine import machine
+from fvit.demo.data import compositions
+
+SHORT, LONG = 16, 5000
+CALLERS = (1, 4, 16, 64)
+LONG_CALLERS = 4
+PACE = 1.0
+"""Seconds between the calls of the one caller that does not call as fast as it can."""
+
+
+class Load:
+    """Callers in threads of their own until told to stop: what each did, and when."""
+
+    def __init__(self, vit: fvit.FaithfulViT, images: list[Any]) -> None:
+        self._vit, self._images = vit, images
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self.latencies: list[float] = []
+        self.copies = {"short": 0, "long": 0}
+
+    def start(self, callers: int, work: Callable[[int], None]) -> None:
+        for caller in range(callers):
+            self._threads.append(threading.Thread(target=work, args=(caller,)))
+            self._threads[-1].start()
+
+    def short(self, caller: int) -> None:
+        while not self._stop.is_set():
+            self._predict(caller)
+
+    def paced(self, caller: int) -> None:
+        while not self._stop.wait(PACE):
+            self._predict(caller)
+
+    def long(self, caller: int) -> None:
+        terms = self._vit.terms(n=LONG)
+        picture = self._vit.read(self._images[caller])
+
+        def counted(copies: int) -> None:
+            with self._lock:
+                self.copies["long"] += copies
+
+        while not self._stop.is_set():
+            for _ in self._vit.certify_many([picture], terms, on_copies=counted):
+                pass
+
+    def measured(self, seconds: float) -> dict[str, Any]:
+        """After a second to settle: copies/s of both kinds, and latencies in ms of the short requests."""
+        time.sleep(1.0)
+        with self._lock:
+            before, self.latencies = dict(self.copies), []
+        start = time.perf_counter()
+        time.sleep(seconds)
+        with self._lock:
+            taken = time.perf_counter() - start
+            rates = {kind: (self.copies[kind] - before[kind]) / taken for kind in before}
+            latencies = np.array(self.latencies) * 1e3
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        result: dict[str, Any] = {"copies_per_second": rates, "calls": len(latencies)}
+        if len(latencies):
+            p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
+            result |= {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99}
+        return result
+
+    def _predict(self, caller: int) -> None:
+        start = time.perf_counter()
+        self._vit.predict(self._images[caller % len(self._images)], n=SHORT)
+        with self._lock:
+            self.latencies.append(time.perf_counter() - start)
+            self.copies["short"] += SHORT
+
+
+def measure(vit: fvit.FaithfulViT, *, seconds: float) -> dict[str, Any]:
+    images = list(compositions(16, seed=80, split="held-out").images)
+
+    def run(short: int = 0, long: int = 0, *, paced: bool = False) -> dict[str, Any]:
+        load = Load(vit, images)
+        load.start(long, load.long)
+        load.start(short, load.paced if paced else load.short)
+        return load.measured(seconds)
+
+    result: dict[str, Any] = {"one_long": [run(long=1)], "long": run(long=LONG_CALLERS)}
+    result["alone"] = {str(callers): run(callers) for callers in CALLERS}
+    result["beside"] = {str(callers): run(callers, LONG_CALLERS) for callers in CALLERS}
+    result["paced_alone"] = run(1, paced=True)
+    result["paced_beside"] = run(1, LONG_CALLERS, paced=True)
+    result["one_long"].append(run(long=1))
+    return result
+
+
+def markdown(result: dict[str, Any]) -> str:
+    ceiling = np.mean([each["copies_per_second"]["long"] for each in result["one_long"]])
+    kept = result["long"]["copies_per_second"]["long"]
+
+    def row(name: str, case: dict[str, Any]) -> str:
+        rates = case["copies_per_second"]
+        return (
+            f"| {name} | {rates['short']:.0f} | {rates['long']:.0f} | {sum(rates.values()) / ceiling:.1%} "
+            f"| {rates['long'] / kept:.0%} | {case['p50_ms']:.0f} | {case['p95_ms']:.0f} "
+            f"| {case['p99_ms']:.0f} | {case['calls']} |"
+        )
+
+    lines = [
+        f"{result['machine']['cpu']}, {result['device']}, {result['precision']} bundle; one caller of "
+        f"certify(n = {LONG}): {ceiling:.0f} copies/s (100 %); {LONG_CALLERS} of them: {kept:.0f}.",
+        "",
+        f"| callers of predict(n = {SHORT}) | their copies/s | copies/s of certify | both, of one certify's | "
+        "certify keeps | p50, ms | p95 | p99 | calls |",
+        "|---|---|---|---|---|---|---|---|---|",
+        *(row(callers, case) for callers, case in result["alone"].items()),
+        *(row(f"{callers}, beside 4 of certify", case) for callers, case in result["beside"].items()),
+        row("1, once a second", result["paced_alone"]),
+        row("1, once a second, beside 4 of certify", result["paced_beside"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    device: Annotated[str, typer.Option(help="As fvit.load takes it.")] = "cpu",
+    seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30.0,
+) -> None:
+    with fvit.load(bundle, device=device) as vit:
+        result = {"machine": machine(), "device": device, "precision": vit.bundle.manifest.precision}
+        result |= {"seconds": seconds} | measure(vit, seconds=seconds)
+    publish(f"sharing-{device.partition(':')[0]}", result, markdown(result))
+
+
+if __name__ == "__main__":
+    typer.run(main)

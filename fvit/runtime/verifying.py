@@ -1,0 +1,146 @@
+"""fvit-verify: does every claim of a certificates.jsonl follow, and does it come out again?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fvit import commands
+from fvit.certificates.record import Certificate
+from fvit.certificates.verify import verify
+from fvit.errors import FvitError
+from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.images import Picture, find_images
+from fvit.runtime.loading import load
+
+app = typer.Typer(add_completion=False)
+console = Console(soft_wrap=True, highlight=False)
+
+LONGEST = 1 << 24
+"""Bytes of a line: a record of ten thousand tokens takes a fifth of this."""
+
+HOPELESS = 100
+"""So many lines without one JSON object, and the file is something else."""
+
+
+@app.command(no_args_is_help=True)
+def fvit_verify(
+    certificates: Annotated[Path, typer.Argument(help="A certificates.jsonl.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Draw the copies again with this bundle, and compare.")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Their images, or folders of them; may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="As for fvit-certify; for drawing again.")] = "cpu",
+) -> None:
+    """Derive every number of every record again from its counts, and say what does not follow.
+
+    The exit status is 0 only if every claim of every record follows; with --bundle and --images, only if
+    the copies, drawn again on this engine, also support it.
+    """
+    if (bundle is None) != (not images):
+        raise FvitError("drawing copies again takes both: give --bundle and --images")
+    good = total = 0
+    if bundle is None or images is None:
+        for number, line in lines_of(certificates):
+            total += 1
+            good += _told(number, line, _findings(line))
+    else:
+        with load(bundle, device=device) as vit:
+            pictures = {picture.pixels_sha256: picture for picture in map(vit.read, find_images(images))}
+            for number, line in lines_of(certificates):
+                total += 1
+                good += _told(number, line, _findings(line) or _compared(vit, line, pictures))
+    words = "every claim follows from its counts" if bundle is None else "every claim holds on this engine"
+    console.print(f"{good:,} of {total:,} records: {words}")
+    if good < total:
+        raise typer.Exit(1)
+
+
+def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
+    """The lines of a file with their numbers, each as what its JSON holds, or a FvitError where it is none.
+
+    Raises FvitError where the file cannot be read, is empty, or HOPELESS lines pass without an object.
+    """
+    number = objects = 0
+    try:
+        with file.open("rb") as opened:
+            while line := opened.readline(LONGEST + 1):
+                number += 1
+                found = _parsed(line)
+                while not line.endswith(b"\n") and (line := opened.readline(LONGEST)):
+                    found = FvitError(f"is longer than {LONGEST:,} bytes: no record")
+                objects += isinstance(found, dict)
+                if number == HOPELESS and not objects:
+                    raise FvitError(
+                        f"{file} is no certificates.jsonl: its first {HOPELESS} lines hold no record"
+                    )
+                yield number, found
+    except OSError as error:
+        raise FvitError(f"{file} cannot be read: {error.strerror}") from error
+    if number == 0:
+        raise FvitError(f"{file} holds no record")
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return FvitError("is no JSON: broken, or cut off")
+
+
+def _findings(line: Any) -> list[str]:
+    return [str(line)] if isinstance(line, FvitError) else verify(line)
+
+
+def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Picture]) -> list[str]:
+    """What the copies of a record that follows, drawn again, have against it."""
+    said = Certificate.model_validate(record)
+    if said.bundle != vit.bundle.digest:
+        return [f"bundle {said.bundle[:12]}… made it, not this one ({vit.bundle.digest[:12]}…)"]
+    if (picture := pictures.get(said.pixels_sha256)) is None:
+        return ["its image is not among those given"]
+    found = vit.recount(picture, said.terms, copies=said.copies)
+    weaker = []
+    if not said.class_.abstained and (
+        found.class_.index != said.class_.index or found.class_.radius_l2 < said.class_.radius_l2
+    ):
+        weaker.append(
+            f"class {said.class_.label} at {said.class_.radius_l2:.4f} is recorded, the copies give "
+            f"{found.class_.label} at {found.class_.radius_l2:.4f} here"
+        )
+    for one, other in zip(said.attentions, found.attentions, strict=True):
+        if not one.abstained and (set(one.tokens) != set(other.tokens) or other.radius_l2 < one.radius_l2):
+            weaker.append(
+                f"the top {one.k} tokens at {one.radius_l2:.4f} are recorded, the copies give "
+                f"{len(set(one.tokens) & set(other.tokens))} of them and {other.radius_l2:.4f} here"
+            )
+    if said.decision is not None and found.decision != said.decision:
+        weaker.append(f"'{said.decision.answer}' is recorded, the copies are {_answer(found)} here")
+    return weaker
+
+
+def _answer(found: Certificate) -> str:
+    return "no decision" if found.decision is None else f"'{found.decision.answer}'"
+
+
+def _told(number: int, line: Any, findings: list[str]) -> bool:
+    """Print one record's row; whether it is good."""
+    name = f"line {number}"
+    if isinstance(line, dict) and isinstance(line.get("image"), str):
+        name += f", {line['image']}"
+    row = Text(f"{name}: ")
+    row.append("; ".join(findings) if findings else "follows", style="red" if findings else "green")
+    console.print(row)
+    return not findings
+
+
+def main() -> None:
+    commands.run(app)
