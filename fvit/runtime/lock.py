@@ -56,8 +56,12 @@ class Lock:
             return False
         if not lies_at(self._lock, self._file):
             return False
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        try:
+            os.ftruncate(self._lock, 0)
+            os.write(self._lock, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        except OSError:  # a full disk, where nothing is to be left behind
+            self._file.unlink()
+            raise
         return True
 
 

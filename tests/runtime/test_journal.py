@@ -243,6 +243,14 @@ with Journal(folder) as journal:
 """
 
 
+def test_a_disk_that_is_full_from_the_start_is_said_and_nothing_is_left(out: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", FILLS, str(out), "0"], input="{}", capture_output=True, text=True
+    )  # fmt: skip
+    assert f"FvitError: cannot write to {out}: File too large" in ran.stderr
+    assert not list(out.iterdir())
+
+
 @pytest.mark.parametrize("lines", [0.5, 3.7, 3.999])
 def test_a_full_disk_leaves_whole_lines(out: Path, lines: float) -> None:
     limit = int(lines * len(line(RECORD)))
