@@ -179,13 +179,13 @@ class TensorRTEngine(Engine):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Host arrays in and out, padded to the plan's batch: for checks, not for speed."""
-        batched = [tensor for tensor in self.inputs if tensor.shape]
-        rows, batch = len(feeds[batched[0].name]), int(batched[0].shape[0] or 0)
+        first_input = self.inputs[0]
+        rows, batch = len(feeds[first_input.name]), int(first_input.shape[0] or 0)
         results = []
         for first in range(0, rows, batch):
-            part = {tensor.name: feeds[tensor.name][first : first + batch] for tensor in batched}
+            part = {name: values[first : first + batch] for name, values in feeds.items()}
             with self._gpu:
-                results.append(self._run_one({**feeds, **part}))
+                results.append(self._run_one(part))
         return {name: np.concatenate([part[name] for part in results])[:rows] for name in results[0]}
 
     def _run_one(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -196,9 +196,7 @@ class TensorRTEngine(Engine):
             owner = driver.mem_alloc(tensor.dtype.itemsize * int(np.prod(shape)))
             memory[tensor.name] = Memory(int(owner), shape, tensor.dtype, owner)
         for tensor in self.inputs:
-            values = np.asarray(feeds[tensor.name], tensor.dtype)
-            if tensor.shape:
-                values = np.resize(values, memory[tensor.name].shape)
+            values = np.resize(np.asarray(feeds[tensor.name], tensor.dtype), memory[tensor.name].shape)
             driver.memcpy_htod(memory[tensor.name].pointer, np.ascontiguousarray(values))
         self.bind(memory)()
         driver.Context.synchronize()

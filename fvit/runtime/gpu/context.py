@@ -15,8 +15,8 @@ from fvit.runtime.gpu.kernels import cache_folder, compiled
 KERNELS = {
     "draw_copies": ("PPPPPPI", (128, 1, 1)),
     "find_classes": ("PIPP", (128, 1, 1)),
-    "count_tokens": ("PIPPPPPP", (128, 1, 1)),
-    "add_wealth": ("PIPPPPP", (128, 1, 1)),
+    "count_tokens": ("PIPPPPPPdd", (128, 1, 1)),
+    "add_wealth": ("PIPPPPd", (128, 1, 1)),
 }
 """The types of each kernel's arguments, as struct spells them, and the shape of its blocks."""
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
-from fvit.certificates.tally import Tally
+from fvit.certificates.tally import TOTAL, UNIT, Tally
 from fvit.engines.base import Engine, Memory
 from fvit.errors import DeviceLost, FvitError, OutOfMemory
 from fvit.runtime.gpu.device import Bytes, Device
@@ -130,21 +130,13 @@ class DeviceCounter:
         self.device.launch("find_classes", 1, run.copies, logits, self._classes, classes, unfit)
         self.device.launch(
             "count_tokens", self._tokens, run.copies,
-            attribution, self._tokens, rows, parts, sizes, votes, sums, unfit,
+            attribution, self._tokens, rows, parts, sizes, votes, sums, unfit, UNIT, TOTAL,
         )  # fmt: skip
         if run.bets:
             self.device.launch(
-                "add_wealth",
-                self._tokens,
-                run.copies,
-                attribution,
-                self._tokens,
-                rows,
-                parts,
-                bets,
-                wealth,
-                unfit,
-            )
+                "add_wealth", self._tokens, run.copies,
+                attribution, self._tokens, rows, parts, bets, wealth, UNIT,
+            )  # fmt: skip
 
     def _finished(self, finish: Callable[[], None], tallies: list[Tally]) -> list[Tally]:
         with self._explained():

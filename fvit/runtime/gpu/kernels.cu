@@ -66,10 +66,6 @@ __device__ static uint32_t rank_of(const float *attribution, uint32_t token, uin
   return before;
 }
 
-// In units of 1/UNIT, as tally.py has it; and the most that a copy's attribution may sum to there.
-__device__ static double fixed_point(double value) { return value * 1073741824.0; }
-#define TOTAL (1.0 + 1.0 / 1024.0)
-
 // The networks' inputs. Grid (blocks of four elements, rows).
 extern "C" __global__ void draw_copies(float *noisy, float *sigmas, float *timesteps, const Row *rows,
                                        const uint8_t *pictures, const uint64_t *thresholds, uint32_t size) {
@@ -112,44 +108,44 @@ extern "C" __global__ void find_classes(const float *logits, uint32_t classes, i
   if (own == 0) found[blockIdx.y] = (int32_t)best[0];
 }
 
-// Votes and sums; what is unfit: values that are not finite, and values that are no attribution. Grid (blocks of tokens, rows).
+// Votes, and sums in units of 1/unit. Unfit are values that are not finite; and those that are no attribution, below
+// 0 or above `total`, or with a sum of 0, or above `total` where it is bet on. Grid (blocks of tokens, rows).
 extern "C" __global__ void count_tokens(const float *attributions, uint32_t tokens, const Row *rows,
                                         const Part *parts, const uint32_t *sizes, uint32_t *votes, Count *sums,
-                                        int *unfit) {
+                                        int *unfit, double unit, double total) {
   const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
   if (token >= tokens) return;
   const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
   const float value = attribution[token];
   if (!isfinite(value))
     atomicExch(unfit, 1);
-  else if (value < 0 || value > TOTAL)
+  else if (value < 0 || value > total)
     atomicExch(unfit + 1, 1);
   const uint32_t number = rows[blockIdx.y].part;
   const Part part = parts[number];
+  if (token == 0) {
+    double sum = 0;
+    for (uint32_t other = 0; other < tokens; ++other) sum += attribution[other];
+    if (!(sum > 0) || (part.bets && sum > total)) atomicExch(unfit + 1, 1);
+  }
   const uint32_t rank = part.kinds ? rank_of(attribution, token, tokens) : 0;
   for (uint32_t kind = part.votes; kind < part.votes + part.kinds; ++kind)
     if (rank < sizes[kind]) atomicAdd(votes + (uint64_t)kind * tokens + token, 1u);
-  const long long share = (long long)rint(fixed_point(value));
+  const long long share = (long long)rint(value * unit);
   atomicAdd(sums + (uint64_t)number * tokens + token, (Count)share);
 }
 
-// Σ ln(1 + bet·x), each rounded down, and whether the x of a copy sum to too much. Grid (blocks of tokens, rows).
+// Σ ln(1 + bet·x), each rounded down to units of 1/unit. Grid (blocks of tokens, rows).
 extern "C" __global__ void add_wealth(const float *attributions, uint32_t tokens, const Row *rows,
                                       const Part *parts, const double *bets, Count *wealth,
-                                      int *unfit) {
+                                      double unit) {
   const uint32_t token = blockIdx.x * blockDim.x + threadIdx.x;
   if (token >= tokens) return;
   const Part part = parts[rows[blockIdx.y].part];
-  const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
-  if (token == 0 && part.bets) {
-    double sum = 0;
-    for (uint32_t other = 0; other < tokens; ++other) sum += attribution[other];
-    if (sum > TOTAL) atomicExch(unfit + 1, 1);
-  }
-  const double value = attribution[token];
+  const double value = attributions[(uint64_t)blockIdx.y * tokens + token];
   for (uint32_t bet = 0; bet < part.bets; ++bet) {
     const double logarithm = log1p(bets[bet] * (value < 1.0 ? value : 1.0));
-    const long long term = (long long)floor(fixed_point(logarithm));
+    const long long term = (long long)floor(logarithm * unit);
     atomicAdd(wealth + (uint64_t)(part.wealth + bet) * tokens + token, (Count)term);
   }
 }

@@ -206,6 +206,14 @@ def test_values_that_are_no_result_are_refused_once(gpu: HostGpu, name: str, val
     assert _right(counter, _batch_of(5), counter.begin(_batch_of(5))())
 
 
+def test_an_attribution_without_any_value_is_refused(gpu: HostGpu) -> None:
+    counter = _counter(gpu)
+    counter.engines[1].done = lambda arrays: arrays["attribution"].__setitem__(2, 0)
+    with pytest.raises(FvitError, match="no distribution"):
+        counter.begin(_batch_of(3))()
+    assert counter.begin(_batch_of(2))()[0].copies == 2
+
+
 def test_betting_refuses_attributions_whose_sum_is_too_large(gpu: HostGpu) -> None:
     counter = _counter(gpu)
     counter.engines[1].done = lambda arrays: np.multiply(

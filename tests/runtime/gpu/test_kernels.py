@@ -2,55 +2,30 @@
 and NVRTC where they are."""
 
 import ctypes
-import itertools
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
-from fvit.certificates.tally import TOTAL, Tally
+from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
 from fvit.runtime.gpu import kernels
 from fvit.runtime.gpu.context import KERNELS
-from fvit.runtime.gpu.counter import DeviceCounter
-from fvit.runtime.gpu.run import PART, ROW, Layout, Run
+from fvit.runtime.gpu.run import PART, ROW, Layout
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, thresholds
 from fvit.runtime.queue import Batch, Stretch
 from tests.runtime.gpu.conftest import HostGpu
-from tests.runtime.gpu.toys import SCHEDULE, Denoiser, Said, on_host, same, stretch
+from tests.runtime.gpu.toys import CLASSES, SCHEDULE, TOKENS, drawn, reductions, same
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-
-
-def _drawn(gpu: HostGpu, batch: Batch, *, rows: int) -> dict[str, NDArray[np.float32]]:
-    """What one launch makes of a batch: the networks' inputs."""
-    shape = batch[0][0].picture.pixels.shape
-    pieces = [(stretch.tally, stretch, copies) for stretch, copies in batch]
-    run = Run(pieces, rows=rows, classes=2, tokens=4, schedule=SCHEDULE)
-    staged = gpu.page_locked(run.tables.size)
-    run.write(staged)
-    tables = gpu.allocate((run.tables.size,), np.uint8)
-    gpu.upload(staged, tables)
-    inputs = {
-        name: gpu.allocate((rows, *sides), np.float32)
-        for name, sides in (("noisy", shape), ("sigma", ()), ("timestep", ()))
-    }
-    size = int(np.prod(shape))
-    gpu.launch(
-        "draw_copies", -(-size // 4), rows, *(memory.pointer for memory in inputs.values()),
-        *(run.tables.pointer(name, tables) for name in ("rows", "pictures", "thresholds")), size,
-    )  # fmt: skip
-    gpu.wait()
-    return {name: on_host(memory).copy() for name, memory in inputs.items()}
 
 
 def _of(shape: tuple[int, int], seed: int, *, sigma: float, key: int, dark: bool = False) -> Stretch:
     pixels = np.random.default_rng(seed).integers(0, 1 if dark else 256, (3, *shape), np.uint8)
     picture = Picture(pixels, f"{seed}", f"{seed}", f"{seed}", None)
-    return Stretch(picture, range(0), sigma, key, Tally(2, 4, ()))
+    return Stretch(picture, range(0), sigma, key, Tally(CLASSES, TOKENS, ()))
 
 
 @pytest.mark.parametrize("sigma", [0.12, 0.25, 0.5, 1.0])
@@ -58,7 +33,7 @@ def test_ten_million_integers_equal_numpys(gpu: HostGpu, sigma: float) -> None:
     """A quarter of them at each σ; on black, a copy is the integer divided by 255."""
     copies = range(2**32 - 10, 2**32 + 7)
     of = _of((224, 224), 0, sigma=sigma, key=0xFEDCBA9876543210_0123456789ABCDEF, dark=True)
-    found = _drawn(gpu, [(of, copies)], rows=len(copies))["noisy"]
+    found = drawn(gpu, [(of, copies)], rows=len(copies))["noisy"]
     assert found.size > 2_500_000
     assert np.array_equal(found, noisy_copies(of.picture.pixels, copies, sigma=sigma, key=of.key))
 
@@ -74,7 +49,7 @@ def test_copies_equal_numpys_whatever_shares_the_batch(gpu: HostGpu) -> None:
         (_of((7, 11), 1, sigma=0.5, key=1 << 64), range(5)),
     ]
     rows = sum(len(copies) for _, copies in batch)
-    found = _drawn(gpu, batch, rows=rows)
+    found = drawn(gpu, batch, rows=rows)
     expected = [noisy_copies(of.picture.pixels, part, sigma=of.sigma, key=of.key) for of, part in batch]
     assert np.array_equal(found["noisy"], np.concatenate(expected))
     sigma = np.concatenate([np.full(len(part), of.sigma, np.float32) for of, part in batch])
@@ -109,26 +84,7 @@ def test_tables_are_laid_out_as_the_kernels_read_them() -> None:
 
 @pytest.mark.parametrize(("rows", "classes", "tokens"), [(1, 2, 4), (37, 10, 64), (256, 1000, 196)])
 def test_reductions_equal_the_tallys(gpu: HostGpu, rows: int, classes: int, tokens: int) -> None:
-    """To the last digit, ties and the largest value that is allowed included."""
-    rng = np.random.default_rng(rows)
-    logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
-    shares = rng.gamma(0.3, size=(rows, tokens)).astype(np.float32).round(2) + np.float32(0.01)
-    attribution = shares / shares.sum(1, keepdims=True)
-    attribution[-1] = 0
-    attribution[-1, 2] = TOTAL
-    counter = DeviceCounter(gpu, Denoiser(gpu), Said(gpu, logits, attribution), schedule=SCHEDULE, rows=rows)
-    batch: Batch = []
-    expected = []
-    for first, stop in itertools.pairwise(sorted({0, rows // 3, rows // 2, rows})):
-        of = stretch(
-            first, sizes=(1, 3, min(10, tokens))[len(batch) :], betting=len(batch) != 1,
-            classes=classes, tokens=tokens,
-        )  # fmt: skip
-        batch.append((of, range(stop - first)))
-        expected.append(of.tally.empty())
-        expected[-1].add(logits[first:stop], attribution[first:stop])
-    found = counter.begin(batch)()
-    assert all(same(*pair) for pair in zip(found, expected, strict=True))
+    assert all(same(*pair) for pair in reductions(gpu, rows=rows, classes=classes, tokens=tokens))
 
 
 @needs_nvcc

@@ -1,6 +1,7 @@
 """Networks that a test sees through: small, exact, and each row's result from that row alone."""
 
 import ctypes
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,11 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.certificates.tally import Tally
+from fvit.certificates.tally import TOTAL, Tally
 from fvit.engines.base import Engine, Memory, Tensor
+from fvit.runtime.gpu.counter import DeviceCounter
+from fvit.runtime.gpu.device import Device
+from fvit.runtime.gpu.run import Run
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies
-from fvit.runtime.queue import Stretch
+from fvit.runtime.queue import Batch, Stretch
 from fvit.runtime.schedule import Schedule
 from tests.runtime.gpu.conftest import HostGpu
 
@@ -82,19 +86,26 @@ class Classifier(Toy):
         return {"logits": logits, "attribution": shares / shares.sum(1, keepdims=True)}
 
 
-class Said(Classifier):
-    """Says for row i of a run what it was told for row i."""
+class Said(Engine):
+    """Says of the rows of each run what it was told, on any Device; outputs by name, [rows, …] each."""
 
-    def __init__(self, gpu: HostGpu, logits: Floats, attribution: Floats) -> None:
-        self.outputs = (
-            Tensor("logits", (None, logits.shape[1]), FLOAT),
-            Tensor("attribution", (None, attribution.shape[1]), FLOAT),
-        )
-        super().__init__(gpu, fixed=len(logits))
-        self._said = {"logits": logits, "attribution": attribution}
+    name = "said"
+    device = "host"
+
+    def __init__(self, device: Device, inputs: tuple[Tensor, ...], outputs: dict[str, Floats]) -> None:
+        self._device, self._said = device, outputs
+        self.inputs = inputs
+        self.outputs = tuple(Tensor(name, values.shape, FLOAT) for name, values in outputs.items())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        return {name: values.copy() for name, values in self._said.items()}
+        return dict(self._said)
+
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        def execute() -> None:
+            for name, values in self._said.items():
+                self._device.upload(values, memory[name])
+
+        return execute
 
 
 def on_host(memory: Memory) -> NDArray[Any]:
@@ -147,3 +158,58 @@ def same(one: Tally, other: Tally) -> bool:
         and one.wealth.shape == other.wealth.shape
         and bool((np.abs(one.wealth - other.wealth) <= 2).all())
     )
+
+
+def drawn(device: Device, batch: Batch, *, rows: int) -> dict[str, Floats]:
+    """What one launch makes of a batch: the networks' inputs by name, [rows, …] each."""
+    shape = batch[0][0].picture.pixels.shape
+    pieces = [(stretch.tally, stretch, copies) for stretch, copies in batch]
+    run = Run(pieces, rows=rows, classes=CLASSES, tokens=TOKENS, schedule=SCHEDULE)
+    staged = device.page_locked(run.tables.size)
+    run.write(staged)
+    tables = device.allocate((run.tables.size,), np.uint8)
+    device.upload(staged, tables)
+    shapes = {"noisy": (rows, *shape), "sigma": (rows,), "timestep": (rows,)}
+    inputs = {name: device.allocate(shape, np.float32) for name, shape in shapes.items()}
+    size = math.prod(shape)
+    device.launch(
+        "draw_copies", -(-size // 4), rows, *(memory.pointer for memory in inputs.values()),
+        *(run.tables.pointer(name, tables) for name in ("rows", "pictures", "thresholds")), size,
+    )  # fmt: skip
+    return {name: fetched(device, memory) for name, memory in inputs.items()}
+
+
+def fetched(device: Device, memory: Memory) -> Floats:
+    """float32 values that lie on a device."""
+    size = FLOAT.itemsize * math.prod(memory.shape)
+    found = device.page_locked(size)
+    device.download(memory, found)
+    device.wait()
+    return found.view(FLOAT).reshape(memory.shape).copy()
+
+
+def reductions(device: Device, *, rows: int, classes: int, tokens: int) -> list[tuple[Tally, Tally]]:
+    """What a device counts of three parts of one batch, and what tallies do: with ties, and the largest value
+    that is allowed."""
+    rng = np.random.default_rng(rows)
+    logits = rng.normal(size=(rows, classes)).astype(np.float32).round(1)
+    shares = rng.gamma(0.3, size=(rows, tokens)).astype(np.float32).round(2) + np.float32(0.01)
+    attribution = shares / shares.sum(1, keepdims=True)
+    attribution[-1] = 0
+    attribution[-1, 2] = TOTAL
+    networks = (
+        Said(device, Denoiser.inputs, {"images": np.zeros((rows, 3, SIDE, SIDE), np.float32)}),
+        Said(device, Classifier.inputs, {"logits": logits, "attribution": attribution}),
+    )
+    counter = DeviceCounter(device, *networks, schedule=SCHEDULE, rows=rows)
+    batch: Batch = []
+    expected = []
+    for first, stop in itertools.pairwise(sorted({0, rows // 3, rows // 2, rows})):
+        of = stretch(
+            first, sizes=(1, 3, min(10, tokens))[len(batch) :], betting=len(batch) != 1,
+            classes=classes, tokens=tokens,
+        )  # fmt: skip
+        batch.append((of, range(stop - first)))
+        expected.append(of.tally.empty())
+        expected[-1].add(logits[first:stop], attribution[first:stop])
+    return list(zip(counter.begin(batch)(), expected, strict=True))
