@@ -2,19 +2,33 @@
 equal to the last digit."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fvit.certificates.tally import TOTAL
+import fvit
+from fvit.certificates.tally import TOTAL, Tally
+from fvit.engines.onnxruntime import ROWS as CPU_ROWS
+from fvit.engines.opening import open_engine
 from fvit.errors import DeviceLost, FvitError, OutOfMemory
 from fvit.runtime.gpu.counter import DeviceCounter
 from fvit.runtime.noise import noisy_copies
-from fvit.runtime.queue import Batch
+from fvit.runtime.queue import Batch, Stretch
 from tests.runtime.gpu.conftest import HostGpu
-from tests.runtime.gpu.toys import SCHEDULE, SIDE, Classifier, Denoiser, counted, on_host, same, stretch
+from tests.runtime.gpu.toys import (
+    SCHEDULE,
+    SIDE,
+    Classifier,
+    Denoiser,
+    OnStream,
+    counted,
+    on_host,
+    same,
+    stretch,
+)
 
 ROWS = 8
 
@@ -272,3 +286,22 @@ def test_room_does_not_grow_with_the_batches(gpu: HostGpu) -> None:
             finish()
         held.add(gpu.allocations)
     assert len(held) == 1
+
+
+def test_the_embedded_model_counts_as_on_the_host(
+    vit: fvit.FaithfulViT, gpu: HostGpu, samples: list[Path]
+) -> None:
+    """ONNX Runtime bound to the device's memory; as many rows at once as it computes on a core."""
+    graphs = (vit.bundle.denoiser, vit.bundle.classifier)
+    engines = [OnStream(gpu, open_engine(graph, device="cpu", threads=1)) for graph in graphs]
+    counter = DeviceCounter(gpu, *engines, schedule=vit.pipeline.schedule, rows=CPU_ROWS)
+    batches: list[Batch] = []
+    for i, sigma in ((0, 0.25), (1, 0.4)):
+        tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (3, 10), betting=True)
+        of = Stretch(vit.read(samples[i]), range(4), sigma, 2**100 + i, tally)
+        batches += [[(of, range(2))], [(of, range(2, 4))]]
+    for batch in batches:
+        (of, copies), expected = batch[0], batch[0][0].tally.empty()
+        noisy = noisy_copies(of.picture.pixels, copies, sigma=of.sigma, key=of.key)
+        expected.add(*vit.pipeline(noisy, sigma=np.full(2, of.sigma, np.float32)))
+        assert same(counter.begin(batch)()[0], expected)

@@ -86,6 +86,24 @@ class Classifier(Toy):
         return {"logits": logits, "attribution": shares / shares.sum(1, keepdims=True)}
 
 
+class OnStream(Engine):
+    """An engine of the host, whose bound work goes on a HostGpu's stream."""
+
+    name = "on-stream"
+    device = "host"
+
+    def __init__(self, gpu: HostGpu, engine: Engine) -> None:
+        self._gpu, self._engine = gpu, engine
+        self.inputs, self.outputs = engine.inputs, engine.outputs
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return self._engine.run(feeds)
+
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        work = self._engine.bind(memory)
+        return lambda: self._gpu.put(work)
+
+
 class Said(Engine):
     """Says of the rows of each run what it was told, on any Device; outputs by name, [rows, …] each."""
 
