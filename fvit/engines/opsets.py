@@ -27,8 +27,8 @@ def convert(graph: Path, target: Path, *, opset: int, batch: int) -> None:
     the target.
 
     Written out are Gelu, which opset 20 introduced, and what TensorRT 8.6 takes from its plug-ins or not at
-    all (onnx-tensorrt's importers): instance normalisation, parts of shapes, functions of scalars. onnx's
-    own converter does the rest. Raises FvitError where an operator has no older form.
+    all (onnx-tensorrt's importers): instance normalisation, parts of shapes. onnx's own converter does the
+    rest. Raises FvitError where an operator has no older form.
     """
     onnx = require("onnx", extra="tensorrt", purpose="converting graphs for an older TensorRT")
     model = onnx.load(graph, load_external_data=False)
@@ -80,9 +80,7 @@ class _Rewriting:
         written: dict[str, Callable[[Any], None]] = {
             "Gelu": self._gelu,
             "InstanceNormalization": self._instance_normalization,
-            "Reciprocal": self._reciprocal,
             "Shape": self._shape,
-            "Sqrt": self._root,
         }
         for node in self._graph.node:
             written.get(node.op_type, self._keep)(node)
@@ -126,20 +124,6 @@ class _Rewriting:
         for name, edge in zip(edges, (start, end), strict=True):
             self._add(np.array([edge], np.int64), name)
         self._replace(node, "Slice", [self._make(node, "Shape", list(node.input), "whole"), *edges])
-
-    def _root(self, node: Any) -> None:
-        (x,) = node.input
-        if self._sides(x) == ():
-            self._replace(node, "Pow", [x, self._filled(0.5, like=x)])
-        else:
-            self._keep(node)
-
-    def _reciprocal(self, node: Any) -> None:
-        (x,) = node.input
-        if self._sides(x) == ():
-            self._replace(node, "Div", [self._filled(1.0, like=x), x])
-        else:
-            self._keep(node)
 
     def _keep(self, node: Any) -> None:
         self._nodes.append(node)

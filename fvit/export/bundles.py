@@ -9,16 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from fvit.errors import FvitError
 from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_diffusers
 from fvit.export.graphs import export_graph
-from fvit.export.precision import PRECISIONS, Quantised, quantise
+from fvit.export.precision import Quantised, precision_of, quantise
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
+from fvit.runtime.schedule import Schedule
 
 ROWS = 8
 """Copies of one calibration feed, and the batch of the classifier's example."""
@@ -71,27 +72,21 @@ def export_bundle(
     that was exported. Raises FvitError where a graph differs from torch or the folder cannot be written;
     then nothing is left behind.
     """
-    if precision not in PRECISIONS:
-        raise FvitError(f"precision '{precision}' is unknown: use one of {', '.join(PRECISIONS)}")
+    kind = precision_of(precision)
     side = image_size or diffusion.image_size
     check_size(diffusion.unet, side)
     size = (side, side)
     explained = ExplainedClassifier(classifier, explanation=explanation)
     denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explained.size)
     feeds = []
-    if precision == "int8":
+    if kind == "int8":
         pixels = calibration_images(calibration, size=size)
         feeds = denoiser_feeds(pixels, diffusion.schedule, rows=ROWS)
-    sigma = 0.25
     draw = torch.Generator().manual_seed(0)
-    noisy = {
-        "noisy": 0.5 + sigma * torch.randn(2, 3, *size, generator=draw),
-        "sigma": torch.tensor(sigma),
-        "timestep": torch.tensor(diffusion.schedule.timestep(sigma)),
-    }
+    noisy = _noisy_example(diffusion.schedule, size=size, draw=draw)
     # A graph with a backward pass keeps this batch.
     images = {"images": torch.rand(ROWS, 3, *explained.size, generator=draw)}
-    half = precision == "fp16"
+    half = kind == "fp16"
     with write_bundle(folder) as temporary:
         graphs = {name: temporary / name for name in (DENOISER, CLASSIFIER)}
         on_progress(f"exporting {denoiser_name}")
@@ -107,7 +102,7 @@ def export_bundle(
             half=half,
         )
         report[CLASSIFIER] = Exported(error)
-        if precision == "int8":
+        if kind == "int8":
             on_progress("calibrating int8")
             inputs = {DENOISER: feeds, CLASSIFIER: classifier_feeds(graphs[DENOISER], feeds)}
             for name, graph in graphs.items():
@@ -123,13 +118,25 @@ def export_bundle(
             mean=tuple(explained.mean.flatten().tolist()),
             std=tuple(explained.std.flatten().tolist()),
             explanation=explanation,
-            precision=precision,
+            precision=kind,
             prediction=diffusion.prediction,
             alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
             fractional_timesteps=diffusion.schedule.fractional,
         )
         seal(temporary, manifest)
     return report
+
+
+def _noisy_example(
+    schedule: Schedule, *, size: tuple[int, int], draw: torch.Generator
+) -> dict[str, torch.Tensor]:
+    """Inputs of a denoiser graph, every row with a level of its own."""
+    levels = np.clip([0.25, 0.5], schedule.sigmas[0], schedule.sigmas[-1])
+    sigma, timestep = (
+        torch.tensor(each, dtype=torch.float32) for each in (levels, schedule.timestep(levels))
+    )
+    noise = torch.randn(len(levels), 3, *size, generator=draw)
+    return {"noisy": 0.5 + sigma[:, None, None, None] * noise, "sigma": sigma, "timestep": timestep}
 
 
 def _layer(on_progress: Callable[[str], Any], graph: str, done: int, of: int) -> None:

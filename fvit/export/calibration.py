@@ -7,19 +7,22 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import open_engine
+from fvit.engines.opening import open_engine
 from fvit.export.precision import Feeds
-from fvit.runtime.host import noisy_copies
 from fvit.runtime.images import find_images, read_image
+from fvit.runtime.noise import noisy_copies
 from fvit.runtime.schedule import Schedule
 
 IMAGES = 64
 LEVELS = (0.25, 0.12, 0.5, 1.0)
 """The σ that ranges have to hold for, taken in turn as far as the schedule knows them."""
 
+KEY = int.from_bytes(b"fvit calibration", "little")
+"""Of the noise, which is none that a certificate is drawn from."""
 
-def calibration_images(folder: Path | None, *, size: tuple[int, int]) -> NDArray[np.float32]:
-    """[M,3,H,W] in [0,1]: the first IMAGES of a folder, or compositions of the demo's generator.
+
+def calibration_images(folder: Path | None, *, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """[M,3,H,W]: the first IMAGES of a folder, or compositions of the demo's generator.
 
     Raises FvitError where the folder holds no image, or one that cannot be read.
     """
@@ -32,24 +35,22 @@ def calibration_images(folder: Path | None, *, size: tuple[int, int]) -> NDArray
     return np.stack([read_image(image, size=size).pixels for image in drawn])
 
 
-def denoiser_feeds(images: NDArray[np.float32], schedule: Schedule, *, rows: int) -> list[Feeds]:
-    """Noisy copies of the images for the denoiser, `rows` of them and one σ in each feed."""
+def denoiser_feeds(images: NDArray[np.uint8], schedule: Schedule, *, rows: int) -> list[Feeds]:
+    """One noisy copy of each image for the denoiser, `rows` of them in each feed."""
     known = [s for s in LEVELS if schedule.sigmas[0] <= s <= schedule.sigmas[-1]] or [schedule.sigmas[-1]]
     images = np.resize(images, (-(-len(images) // rows) * rows, *images.shape[1:]))
-    feeds: list[Feeds] = []
-    for first in range(0, len(images), rows):
-        sigma = known[first // rows % len(known)]
-        copies = [
-            noisy_copies(images[i], range(i, i + 1), sigma=sigma, seed=0) for i in range(first, first + rows)
+    levels = np.resize(known, len(images))
+    noisy = np.concatenate(
+        [
+            noisy_copies(pixels, range(i, i + 1), sigma=float(sigma), key=KEY)
+            for i, (pixels, sigma) in enumerate(zip(images, levels, strict=True))
         ]
-        feeds.append(
-            {
-                "noisy": np.concatenate(copies),
-                "sigma": np.asarray(sigma, np.float32),
-                "timestep": np.asarray(schedule.timestep(sigma), np.float32),
-            }
-        )
-    return feeds
+    )
+    inputs = {"noisy": noisy, "sigma": levels, "timestep": schedule.timestep(levels)}
+    return [
+        {name: values[first : first + rows].astype(np.float32) for name, values in inputs.items()}
+        for first in range(0, len(images), rows)
+    ]
 
 
 def classifier_feeds(denoiser: Path, feeds: list[Feeds]) -> list[Feeds]:

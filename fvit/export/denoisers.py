@@ -1,10 +1,10 @@
-"""A diffusion model -> a module that removes Gaussian noise in one step (DESIGN section 3)."""
+"""A diffusion model -> a module that removes Gaussian noise in one step (docs/method.md, section 2)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,37 +15,37 @@ from fvit.errors import FvitError
 from fvit.export.precision import halve
 from fvit.runtime.schedule import Schedule
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
     """A diffusion model of RGB images in [-1,1], ready to denoise.
 
-    unet: (images [B,3,H,W], timestep) -> an object with `sample` [B, 3 or 6, H, W]; prediction: what
+    unet: (images [B,3,H,W], timestep [B]) -> an object with `sample` [B, 3 or 6, H, W]; prediction: what
     its first three channels are; image_size: the side that it was trained on; timestep_scale: what it
     wants timesteps of the schedule multiplied by. Raises FvitError for an unknown prediction type.
     """
 
     unet: Any
     schedule: Schedule
-    prediction: str
+    prediction: Prediction
     image_size: int
     timestep_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.prediction not in PREDICTIONS:
+        if self.prediction not in (known := get_args(Prediction)):
             raise FvitError(
-                f"the model predicts '{self.prediction}': one-shot denoising needs {', '.join(PREDICTIONS)}"
+                f"the model predicts '{self.prediction}': one-shot denoising needs {', '.join(known)}"
             )
 
 
 class OneShotDenoiser(nn.Module):
-    """noisy [B,3,H,W] float32 in [0,1] units, sigma, timestep -> images [B,3,h,w] in [0,1].
+    """noisy [B,3,H,W] in [0,1] units, sigma [B], timestep [B], all float32 -> images [B,3,h,w] in [0,1].
 
-    sigma: the pixel-space noise level that was added; timestep: the schedule's t* for it; both
-    float32 scalars. The network's direct guess of the clean image, clipped, and resized to the
-    classifier's input where `output_size` differs from the image's.
+    sigma: the pixel-space noise level that was added to each row; timestep: the schedule's t* for it.
+    The network's direct guess of the clean image, clipped, and resized to the classifier's input where
+    `output_size` differs from the image's.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class OneShotDenoiser(nn.Module):
         self.unet = diffusion.unet.eval()
         self.prediction = diffusion.prediction
         self.timestep_scale = diffusion.timestep_scale
+        self.fractional = diffusion.schedule.fractional
         self.dtype = torch.float32
         self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
 
@@ -64,12 +65,14 @@ class OneShotDenoiser(nn.Module):
         self.dtype = torch.float16
 
     def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
-        keep = 1 / (1 + 4 * sigma * sigma)
+        keep = (1 / (1 + 4 * sigma * sigma))[:, None, None, None]
         signal, noise = keep.sqrt(), (1 - keep).sqrt()
         scaled = signal * (2 * noisy - 1)
+        step = timestep if self.timestep_scale == 1 else timestep * self.timestep_scale
+        if not self.fractional:
+            step = step.long()  # looked up in a learned table
         # A model that learned its variance returns it in extra channels, which one step ignores.
-        scaled_timestep = timestep if self.timestep_scale == 1 else timestep * self.timestep_scale
-        output = self.unet(scaled.to(self.dtype), scaled_timestep).sample[:, :3].float()
+        output = self.unet(scaled.to(self.dtype), step).sample[:, :3].float()
         if self.prediction == "epsilon":
             clean = (scaled - noise * output) / signal
         elif self.prediction == "v_prediction":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._decomp import core_aten_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fvit.engines.base import open_engine
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
@@ -42,13 +42,13 @@ def export_graph(
     """Write `module` as ONNX and return its largest relative error against torch in fp32.
 
     inputs: an example of each input, in the order of the module's arguments, its batch larger than
-    1; inputs with dimensions have a dynamic batch, scalars are scalars. The graph is checked by
-    onnx.checker and run at the example's batch and at batch 1. backward: the module differentiates
+    1; the batch of the graph is dynamic. The graph is checked by onnx.checker and run at the example's
+    batch and at batch 1. backward: the module differentiates
     inside, which is traced operator by operator at the example's batch; engines then pad to it.
     half: the graph computes in float16, and the module is left so. Weights beyond INLINE bytes go into
     a second file beside the graph. Raises FvitError where the error exceeds TOLERANCE.
     """
-    examples = (inputs, {name: value[:1] if value.ndim else value for name, value in inputs.items()})
+    examples = (inputs, {name: value[:1] for name, value in inputs.items()})
     expected = [run_torch(module, feeds, outputs=outputs) for feeds in examples]
     if half:
         cast(Exportable, module).halve()
@@ -69,9 +69,7 @@ def export_graph(
             graph,
             input_names=list(inputs),
             output_names=list(outputs),
-            dynamic_shapes=None
-            if backward
-            else tuple({0: batch} if value.ndim else None for value in inputs.values()),
+            dynamic_shapes=None if backward else ({0: batch},) * len(inputs),
             dynamo=True,
             external_data=bytes_of_weights > INLINE,
             verbose=False,

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import onnx
@@ -16,10 +16,11 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from timm.layers import RmsNorm
 from torch import Tensor, nn
 
-from fvit.engines.base import open_engine, weights_file
+from fvit.engines.base import weights_file
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 
-PRECISIONS = ("fp32", "fp16", "int8")
+Precision = Literal["fp32", "fp16", "int8"]
 
 Feeds = dict[str, NDArray[Any]]
 
@@ -38,6 +39,15 @@ class Quantised:
     error: float
     floats: tuple[str, ...]
     layers: int
+
+
+def precision_of(name: str) -> Precision:
+    """The precision of this name; raises FvitError where there is none."""
+    known: tuple[Precision, ...] = get_args(Precision)
+    for precision in known:
+        if precision == name:
+            return precision
+    raise FvitError(f"precision '{name}' is unknown: use one of {', '.join(known)}")
 
 
 class Float32(nn.Module):

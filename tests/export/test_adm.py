@@ -197,18 +197,20 @@ def test_a_converted_checkpoint_computes_what_it_computed(
 
     if (new_order + scale_shift + by_block) % 2:
         return  # half of the combinations, which hold every pair of options, go through ONNX too
-    # One step of denoising, against the formula written out with the original network.
+    # One step of denoising, every row at a level of its own, against the formula written out with the
+    # original network.
     denoiser = OneShotDenoiser(diffusion, image_size=(16, 16), output_size=(16, 16))
+    sigma = torch.tensor([0.25, 0.12, 1.0])
     inputs = {
         "noisy": torch.rand(3, 3, 16, 16, generator=generator),
-        "sigma": torch.tensor(0.25),
-        "timestep": torch.tensor(diffusion.schedule.timestep(0.25)),
+        "sigma": sigma,
+        "timestep": torch.tensor(diffusion.schedule.timestep(sigma.numpy()), dtype=torch.float32),
     }
     assert export_graph(denoiser, inputs, outputs=("images",), graph=tmp_path / "d.onnx") <= 1e-4
-    keep = 1 / 1.25
+    keep = (1 / (1 + 4 * sigma**2))[:, None, None, None]
     scaled = keep**0.5 * (2 * inputs["noisy"] - 1)
     with torch.no_grad():
-        guess = original(scaled, inputs["timestep"].expand(3))[:, :3]
+        guess = original(scaled, inputs["timestep"])[:, :3]
         clean = ((scaled - (1 - keep) ** 0.5 * guess) / keep**0.5).clamp(-1, 1)
         assert _error(denoiser(*inputs.values()), (clean + 1) / 2) <= 1e-4
 

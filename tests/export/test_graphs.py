@@ -1,53 +1,115 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from numpy.typing import NDArray
 
-import fvit
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import Diffusion, OneShotDenoiser, Resize, load_diffusers
+from fvit.export.denoisers import Diffusion, OneShotDenoiser, Prediction, Resize, load_diffusers
 from fvit.export.graphs import export_graph
-from fvit.runtime.bundle import open_bundle
+from fvit.runtime.bundle import CLASSIFIER, DENOISER, open_bundle
 from fvit.runtime.schedule import Schedule
 
 torch_equal = 1e-4
 
 
+def classify(demo_bundle: Path, images: torch.Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+    outputs = open_engine(demo_bundle / CLASSIFIER, device="cpu").run({"images": images.numpy()})
+    return outputs["logits"], outputs["attribution"]
+
+
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_exported_denoiser_equals_torch(vit: fvit.FaithfulViT, batch: int) -> None:
+def test_exported_denoiser_equals_torch_row_by_row(demo_bundle: Path, batch: int) -> None:
+    """Every row with a level of its own, and torch with one row at a time."""
     from fvit.demo import models
 
     diffusion = load_diffusers(models.DENOISER)
     module = OneShotDenoiser(diffusion, image_size=(64, 64), output_size=(64, 64))
     generator = torch.Generator().manual_seed(batch)
-    for sigma in (0.1, 0.5):
-        noisy = torch.rand(batch, 3, 64, 64, generator=generator)
-        noisy += sigma * torch.randn(noisy.shape, generator=generator)
+    sigma = np.geomspace(0.1, 1.0, batch).astype(np.float32)
+    noisy = torch.rand(batch, 3, 64, 64, generator=generator)
+    noisy += torch.tensor(sigma)[:, None, None, None] * torch.randn(noisy.shape, generator=generator)
+    timestep = diffusion.schedule.timestep(sigma).astype(np.float32)
+    engine = open_engine(demo_bundle / DENOISER, device="cpu")
+    found = engine.run({"noisy": noisy.numpy(), "sigma": sigma, "timestep": timestep})["images"]
+    for row in range(batch):
+        inputs = (noisy[row : row + 1], *(torch.tensor(each[row : row + 1]) for each in (sigma, timestep)))
         with torch.no_grad():
-            expected = module(
-                noisy, torch.tensor(sigma), torch.tensor(diffusion.schedule.timestep(sigma))
-            ).numpy()
-        found = vit.pipeline.denoise(noisy.numpy(), sigma=sigma)
-        assert np.abs(found - expected).max() <= torch_equal * np.abs(expected).max()
+            expected = module(*inputs).numpy()
+        assert np.abs(found[row] - expected).max() <= torch_equal * np.abs(expected).max()
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "attention": {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 4,
+    },
+    "resampling by blocks, scale and shift": {
+        "down_block_types": ("ResnetDownsampleBlock2D",) * 2,
+        "up_block_types": ("ResnetUpsampleBlock2D",) * 2,
+        "resnet_time_scale_shift": "scale_shift",
+    },
+    "score model": {
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "time_embedding_type": "fourier",
+        "block_out_channels": (32, 32),
+        "norm_num_groups": None,
+    },
+    "learned steps": {
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+        "time_embedding_type": "learned",
+        "num_train_timesteps": 1000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_family_of_denoisers_takes_a_level_a_row(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"block_out_channels": (8, 16), "norm_num_groups": 4, "add_attention": False}
+    architecture = {"sample_size": 16, "layers_per_block": 1} | options | ARCHITECTURES[name]
+    unet = UNet2DModel(**architecture)
+    DDPMPipeline(unet=unet, scheduler=DDPMScheduler()).save_pretrained(tmp_path / "model")
+    diffusion = load_diffusers(tmp_path / "model")
+    module = OneShotDenoiser(diffusion, image_size=(16, 16), output_size=(16, 16))
+    sigma = np.array([0.12, 0.25, 0.5, 1.0], np.float32)
+    inputs = {
+        "noisy": torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)),
+        "sigma": torch.tensor(sigma),
+        "timestep": torch.tensor(diffusion.schedule.timestep(sigma), dtype=torch.float32),
+    }
+    export_graph(module, inputs, outputs=("images",), graph=tmp_path / "d.onnx")
+    engine = open_engine(tmp_path / "d.onnx", device="cpu")
+    found = engine.run({key: value.numpy() for key, value in inputs.items()})["images"]
+    for row in range(4):
+        with torch.no_grad():
+            expected = module(*(value[row : row + 1] for value in inputs.values())).numpy()
+        assert np.abs(found[row] - expected).max() <= torch_equal * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_exported_classifier_equals_torch(vit: fvit.FaithfulViT, batch: int) -> None:
+def test_exported_classifier_equals_torch(demo_bundle: Path, batch: int) -> None:
     from fvit.demo import models
 
     module = ExplainedClassifier(models.load_classifier())
     images = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
         expected = module(images)
-    for found, value in zip(vit.pipeline.classify(images.numpy()), expected, strict=True):
+    for found, value in zip(classify(demo_bundle, images), expected, strict=True):
         assert np.abs(found - value.numpy()).max() <= torch_equal * np.abs(value.numpy()).max()
         assert found.dtype == np.float32
 
 
-def test_attribution_is_the_class_tokens_attention_in_the_last_block(vit: fvit.FaithfulViT) -> None:
+def test_attribution_is_the_class_tokens_attention_in_the_last_block(demo_bundle: Path) -> None:
     """Recomputed from the block's own weights, without any hook."""
     from fvit.demo import models
 
@@ -61,7 +123,7 @@ def test_attribution_is_the_class_tokens_attention_in_the_last_block(vit: fvit.F
         qkv = block.attn.qkv(block.norm1(entering[0])).reshape(3, 65, 3, 4, 32).permute(2, 0, 3, 1, 4)
         weights = (qkv[0] @ qkv[1].transpose(-2, -1) / 32**0.5).softmax(dim=-1)[:, :, 0, 1:].mean(dim=1)
     expected = (weights / weights.sum(dim=1, keepdim=True)).numpy()
-    _, found = vit.pipeline.classify(images.numpy())
+    _, found = classify(demo_bundle, images)
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-7)
     assert np.allclose(found.sum(axis=1), 1, atol=1e-6)
 
@@ -69,10 +131,10 @@ def test_attribution_is_the_class_tokens_attention_in_the_last_block(vit: fvit.F
 class Oracle(torch.nn.Module):
     """A diffusion network that knows the clean image and answers as it should."""
 
-    def __init__(self, clean: torch.Tensor, sigma: float, prediction: str) -> None:
+    def __init__(self, clean: torch.Tensor, sigma: torch.Tensor, prediction: str) -> None:
         super().__init__()
         self.clean, self.prediction = 2 * clean - 1, prediction
-        self.keep = 1 / (1 + 4 * sigma**2)
+        self.keep = 1 / (1 + 4 * sigma[:, None, None, None] ** 2)
 
     def forward(self, scaled: torch.Tensor, timestep: torch.Tensor) -> "Oracle":
         signal, noise = self.keep**0.5, (1 - self.keep) ** 0.5
@@ -88,21 +150,21 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_one_step_recovers_the_image_from_a_perfect_network(prediction: str) -> None:
-    """Also with a learned variance in extra channels, which must be dropped."""
-    sigma, generator = 0.5, torch.Generator().manual_seed(0)
+def test_one_step_recovers_the_image_from_a_perfect_network(prediction: Prediction) -> None:
+    """Also with a learned variance in extra channels, which must be dropped, and at two levels at once."""
+    sigma, generator = torch.tensor([0.5, 0.12]), torch.Generator().manual_seed(0)
     clean = torch.rand(2, 3, 8, 8, generator=generator)
-    noisy = clean + sigma * torch.randn(clean.shape, generator=generator)
+    noisy = clean + sigma[:, None, None, None] * torch.randn(clean.shape, generator=generator)
     oracle = Oracle(clean, sigma, prediction)
     schedule = Schedule(np.array([0.9, 0.1]))
     diffusion = Diffusion(oracle, schedule, prediction=prediction, image_size=8)
     module = OneShotDenoiser(diffusion, image_size=(8, 8), output_size=(8, 8))
-    assert torch.allclose(module(noisy, torch.tensor(sigma), torch.tensor(0.0)), clean, atol=1e-5)
+    assert torch.allclose(module(noisy, sigma, torch.zeros(2)), clean, atol=1e-5)
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(FvitError, match="flow"):
-        Diffusion(torch.nn.Identity(), Schedule(np.array([0.9, 0.1])), prediction="flow", image_size=8)
+        Diffusion(torch.nn.Identity(), Schedule(np.array([0.9, 0.1])), prediction="flow", image_size=8)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("source", "target"), [((64, 64), (56, 56)), ((32, 48), (64, 40))])

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 import fvit
-from fvit.certificates.record import top_tokens
+from fvit.certificates.claims import top_tokens
 from fvit.demo.data import compositions
-from fvit.engines.base import open_engine
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, halve, quantise
-from fvit.runtime.host import noisy_copies
+from fvit.runtime.noise import noisy_copies
 
 
 @pytest.mark.parametrize("explanation", ["rollout", "gradient-rollout"])
@@ -141,10 +141,11 @@ def test_int8_demo_agrees_with_fp32(vit: fvit.FaithfulViT, tmp_path: Path) -> No
     assert low.bundle.manifest.precision == "int8"
     pictures = [vit.read(image).pixels for image in compositions(100, seed=31, split="held-out").images]
     copies = np.concatenate(
-        [noisy_copies(pixels, range(i, i + 1), sigma=0.25, seed=0) for i, pixels in enumerate(pictures)]
+        [noisy_copies(pixels, range(i, i + 1), sigma=0.25, key=0) for i, pixels in enumerate(pictures)]
     )
+    sigma = np.full(len(copies), 0.25, np.float32)
     (logits, attribution), (low_logits, low_attribution) = (
-        each.pipeline(copies, sigma=0.25) for each in (vit, low)
+        each.pipeline(copies, sigma=sigma) for each in (vit, low)
     )
     assert (logits.argmax(axis=1) == low_logits.argmax(axis=1)).mean() >= 0.98
     kept = [
