@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import nn
 
+from fvit.errors import FvitError
 from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_diffusers
@@ -69,8 +71,8 @@ def export_bundle(
     image_size: of the copies, the denoiser's training size unless told; the classifier gets its own
     size, by resizing. precision: fp32, fp16 or int8; int8 is calibrated on the images of a folder, or
     on the demo's. on_progress is told what is being done. The torch modules are left in the precision
-    that was exported. Raises FvitError where a graph differs from torch or the folder cannot be written;
-    then nothing is left behind.
+    that was exported. Raises FvitError where the manifest cannot describe the model, a graph differs from
+    torch or the folder cannot be written; then nothing is left behind.
     """
     kind = precision_of(precision)
     side = image_size or diffusion.image_size
@@ -78,6 +80,27 @@ def export_bundle(
     size = (side, side)
     explained = ExplainedClassifier(classifier, explanation=explanation)
     denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explained.size)
+    try:
+        manifest = Manifest(
+            classifier=classifier_name,
+            denoiser=denoiser_name,
+            labels=labels,
+            image_size=size,
+            classifier_size=explained.size,
+            grid=explained.grid,
+            mean=tuple(explained.mean.flatten().tolist()),
+            std=tuple(explained.std.flatten().tolist()),
+            explanation=explanation,
+            precision=kind,
+            prediction=diffusion.prediction,
+            alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
+            fractional_timesteps=diffusion.schedule.fractional,
+        )
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        raise FvitError(
+            f"a bundle cannot hold this model: {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        ) from problem
     feeds = []
     if kind == "int8":
         pixels = calibration_images(calibration, size=size)
@@ -108,21 +131,6 @@ def export_bundle(
             for name, graph in graphs.items():
                 cost = quantise(graph, inputs[name], on_layer=partial(_layer, on_progress, name))
                 report[name] = dataclasses.replace(report[name], int8=cost)
-        manifest = Manifest(
-            classifier=classifier_name,
-            denoiser=denoiser_name,
-            labels=labels,
-            image_size=size,
-            classifier_size=explained.size,
-            grid=explained.grid,
-            mean=tuple(explained.mean.flatten().tolist()),
-            std=tuple(explained.std.flatten().tolist()),
-            explanation=explanation,
-            precision=kind,
-            prediction=diffusion.prediction,
-            alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
-            fractional_timesteps=diffusion.schedule.fractional,
-        )
         seal(temporary, manifest)
     return report
 

@@ -203,3 +203,20 @@ def test_the_same_model_exports_to_the_same_bytes(demo_bundle: Path, tmp_path: P
 
     export_demo(tmp_path / "again")
     assert open_bundle(tmp_path / "again").digest == open_bundle(demo_bundle).digest
+
+
+def test_a_model_that_no_manifest_describes_is_refused_before_it_is_exported(tmp_path: Path) -> None:
+    from fvit.demo import models
+    from fvit.export.bundles import export_bundle
+
+    with pytest.raises(FvitError, match="cannot hold this model: labels") as caught:
+        export_bundle(
+            tmp_path / "b",
+            classifier=models.load_classifier(),
+            classifier_name="one class",
+            labels=("only",),
+            diffusion=load_diffusers(models.DENOISER),
+            denoiser_name="unet",
+        )
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "b").exists()
