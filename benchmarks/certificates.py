@@ -1,170 +1,312 @@
-"""How large are certified attention radii, and how many copies does a decision save?
+"""How large are certified attention radii, and how many copies does a decision take?
 
-    python benchmarks/certificates.py BUNDLE [--images 100]
+    python -m benchmarks.outcomes BUNDLE && python -m benchmarks.certificates BUNDLE [--images 100]
 
-One pass over the copies of an image serves everything: the counts are looked at where fixed n and
-where the sequential decision would look, so all figures speak of the same copies. Every image is
-kept in the work folder as it is done, so a run that was stopped continues.
+All figures speak of the same copies, those that benchmarks/outcomes.py kept. Whatever is there is used: an
+image whose copies do not suffice for a decision yet counts as one that takes all of them, and the tables say
+how many images there are. Class decisions stand beside those of the literature.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from rich.progress import track
+from scipy.special import betaln, ndtr, xlog1py, xlogy
+from scipy.stats import binom
 
-from benchmarks.keeping import RESULTS, publish, resumed
+from benchmarks.keeping import RESULTS, publish
+from benchmarks.outcomes import ALPHA, BETA, CLASSES, GRID, MOST, RADII, SIGMA, WORK, K, Outcomes, asked, kept
+from fvit.certificates.bounds import clopper_pearson, fixed_bounds, mixture_bounds
+from fvit.certificates.claims import attention_claim, count_bounds, token_bounds
 from fvit.certificates.literature import exact_radius
-from fvit.certificates.radii import Aggregate, attention_radius
-from fvit.certificates.record import Terms, attention_claim, decide
+from fvit.certificates.radii import attainable_radius, attention_radius, class_radius
 from fvit.certificates.tally import Tally
-from fvit.demo.data import compositions
 from fvit.extras import require
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.host import Section, Smoother
-from fvit.runtime.images import Picture
-from fvit.runtime.loading import load
+from fvit.runtime.bundle import open_bundle
 
 FIXED = (100, 1000, 10_000)
-RADII = {"easy": 0.05, "typical": 0.2, "hard": 0.4}
-AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
-SEED = 79
+CLASS_RADII = (*RADII, 0.6)
+SELECTION = 100
 WORDS = {
     "vote": "votes, certified",
     "mean": "means, certified (betting bound)",
-    "mean, empirical Bernstein": "means, certified by empirical Bernstein instead",
     "published": "means, published Rényi radius (plug-in, no confidence)",
     "exact of estimate": "means, exact worst case of the estimate (plug-in)",
 }
+NOT_YET = ("open", MOST)
+ANSWERS = ("certified", "not certified", "undecided", NOT_YET[0])
+
+Integers = NDArray[np.int64]
 
 
-def terms(aggregate: Aggregate, *, n: int, batch: int, radius: float | None = None) -> Terms:
-    return Terms(
-        sigma=0.25, n0=100, n=n, alpha=1e-3, k=(10,), beta=0.8, aggregate=aggregate, seed=0,
-        radius=radius, batch=batch,
-    )  # fmt: skip
+# --- attention at a fixed n, and deciding both claims ----------------------------------------------------
 
 
-def measure(vit: FaithfulViT, picture: Picture) -> dict[str, Any]:
-    """The radii of one image at every fixed n, and when each decision would have stopped."""
-    n = FIXED[-1]
-    decisions = {
-        (name, aggregate): terms(aggregate, n=n, batch=vit.batch, radius=radius)
-        for name, radius in RADII.items()
-        for aggregate in AGGREGATES
+def radii(tally: Tally) -> dict[str, float]:
+    """Attention radii at this n, all of it used."""
+    claims = {
+        aggregate: attention_claim(tally, asked(n=tally.copies, mean=aggregate == "mean"), k=K, grid=GRID)
+        for aggregate in ("vote", "mean")
     }
-    open_ones = dict(decisions)
-    looks = sorted({*FIXED, *(look for claim in decisions.values() for look in claim.checkpoints)})
-    selection, estimation = (Tally(vit.pipeline.classes, vit.pipeline.tokens, (10,)) for _ in range(2))
-    smoother, common = Smoother(vit.pipeline, batch=vit.batch), terms("vote", n=n, batch=vit.batch)
+    mean = tally.sums / tally.sums.sum()
+    return {
+        "vote": claims["vote"].radius_l2,
+        "mean": claims["mean"].radius_l2,
+        "published": claims["mean"].published_renyi_radius,
+        "exact of estimate": exact_radius(mean, k=K, beta=BETA, sigma=SIGMA),
+    }
 
-    def count(copies: range, tally: Tally) -> None:
-        for _ in smoother.run([Section(picture.pixels, copies, tally)], sigma=common.sigma, seed=common.seed):
-            pass
 
-    count(range(common.n0), selection)
-    result: dict[str, Any] = {"fixed": {}, "decisions": {}}
-    for look in looks:
-        count(range(common.n0 + estimation.copies, common.n0 + look), estimation)
-        if look in FIXED:
-            claims = {
-                aggregate: attention_claim(
-                    selection, estimation, terms(aggregate, n=look, batch=vit.batch), k=10, grid=(8, 8)
-                )
-                for aggregate in AGGREGATES
+def answer_at_fixed_n(tally: Tally, radius: float) -> str:
+    """What one look at all copies says, with all of alpha for it."""
+    terms = asked(n=tally.copies)
+    p_lower, p_upper = count_bounds(tally.counts.max(), tally, terms, level=terms.class_level)
+    lower, upper = token_bounds(tally, terms, k=K)
+    tokens = np.argsort(-tally.votes[0], kind="stable")[:K]
+    least = attention_radius(lower, upper, tokens, beta=BETA, sigma=SIGMA, aggregate="vote")
+    most = attainable_radius(lower, upper, k=K, beta=BETA, sigma=SIGMA, aggregate="vote")
+    if min(class_radius(float(p_lower), sigma=SIGMA), least) >= radius:
+        return "certified"
+    if min(class_radius(float(p_upper), sigma=SIGMA), most) < radius:
+        return "not certified"
+    return "undecided"
+
+
+# --- the class alone: counts of one class, and from which on a rule answers ---------------------------------
+
+
+Thresholds = tuple[Integers, Integers]
+"""[n+1] each: after m copies the class is certified with so many or more, refused with so few or fewer."""
+
+
+def ours(q: float, n: int, looks: Sequence[int]) -> Thresholds:
+    """The mixture of docs/method.md, section 6.3, with all of alpha for the class."""
+    enough, few = np.full(n + 1, n + 1), np.full(n + 1, -1)
+    high, low, before = 1, -1, 0
+    for m in looks:
+        # With every copy a threshold stays or grows by one.
+        steps = np.arange(m - before + 1)
+        counts = np.unique(np.concatenate([high + steps, low + steps]).clip(0, m))
+        lower, upper = mixture_bounds(counts, m, level=ALPHA)
+        reached, missed = counts[lower >= q], counts[upper < q]
+        high, low = (reached.min() if len(reached) else m + 1), (missed.max() if len(missed) else -1)
+        enough[m], few[m] = (high if len(reached) else n + 1), low
+        before = m
+    return enough, few
+
+
+def betting(q: float, n: int, *, alpha: float) -> Thresholds:
+    """Algorithm 2 of [7]: the sequence's KT probability against q's; both sides together fail with alpha."""
+    enough, few = np.full(n + 1, n + 1), np.full(n + 1, -1)
+    for m in range(1, n + 1):
+        c = np.arange(m + 1)
+        ratio = betaln(c + 0.5, m - c + 0.5) - betaln(0.5, 0.5) - xlogy(c, q) - xlog1py(m - c, -q)
+        out = ratio > -np.log(alpha)
+        reached, missed = np.flatnonzero(out & (c >= q * m)), np.flatnonzero(out & (c < q * m))
+        enough[m] = reached[0] if len(reached) else n + 1
+        few[m] = missed[-1] if len(missed) else -1
+    return enough, few
+
+
+def union(q: float, n: int) -> Thresholds:
+    """The union bound of [7] as its code has it: binomial tails at numbers of copies that grow by a tenth,
+    each side alpha."""
+    enough, few = np.full(n + 1, n + 1), np.full(n + 1, -1)
+    looks = 0
+    for m in range(1, n + 1):
+        if m > 1.1 ** (11 + looks):
+            looks += 1
+            level = 5 * ALPHA / ((looks + 4) * (looks + 5))
+            enough[m] = binom.ppf(1 - level, m, q) + 1
+            few[m] = m - (binom.ppf(1 - level, m, 1 - q) + 1)
+    return enough, few
+
+
+def rules(q: float, n: int) -> dict[str, Thresholds]:
+    looks = asked(n=n, radius=0.1).looks
+    return {
+        "this package": ours(q, n, looks),
+        "this package, looking at every copy": ours(q, n, range(1, n + 1)),
+        "Voráček, betting, as its Algorithm 2 (α for both sides)": betting(q, n, alpha=ALPHA),
+        "Voráček, betting, as its code (α a side)": betting(q, n, alpha=2 * ALPHA),
+        "Voráček, union bound, as its code (α a side)": union(q, n),
+    }
+
+
+def stopped(counts: Integers, thresholds: Thresholds) -> tuple[str, int]:
+    """counts: [m] of the class after 1, 2, … copies -> the answer, and the copies that it took."""
+    enough, few = (each[1 : len(counts) + 1] for each in thresholds)
+    reached, missed = (
+        int(each.argmax()) if each.any() else len(counts) for each in (counts >= enough, counts <= few)
+    )
+    if reached == missed:
+        return "undecided", len(counts)
+    return ("certified", reached + 1) if reached < missed else ("not certified", missed + 1)
+
+
+def class_at_fixed_n(classes: Integers, copies: int) -> dict[str, float]:
+    """Class radii from so many copies in all: as in [3], and with none set aside for choosing the class."""
+    chosen = np.bincount(classes[:SELECTION], minlength=CLASSES).argmax()
+    rest = classes[SELECTION:copies]
+    cohen, _ = clopper_pearson(int((rest == chosen).sum()), len(rest), alpha=ALPHA)
+    counts = np.bincount(classes[:copies], minlength=CLASSES)
+    alone, _ = fixed_bounds(counts.max(), copies, level=ALPHA)
+    return {
+        "Cohen": class_radius(float(cohen), sigma=SIGMA),
+        "this package": class_radius(float(alone), sigma=SIGMA),
+    }
+
+
+# --- one image, all images, and how it is told --------------------------------------------------------------
+
+
+def measure(outcomes: Outcomes, thresholds: dict[float, dict[str, Thresholds]]) -> dict[str, Any]:
+    """Everything that the copies of one image tell; what needs more copies than there are is left out."""
+    found: dict[str, Any] = {"radii": {}, "decisions": {}, "class": {}, "class at fixed n": {}}
+    for tally in outcomes.tallies(FIXED, betting=True):
+        found["radii"][tally.copies] = radii(tally)
+    whole = len(outcomes.classes) == MOST
+    for radius in RADII:
+        ended = outcomes.decided(asked(radius=radius))
+        end = NOT_YET if ended is None else (ended[1].answer, ended[0])
+        found["decisions"][radius] = (*end, answer_at_fixed_n(tally, radius) if whole else None)
+    classes = outcomes.classes.astype(np.int64)
+    growing = np.cumsum(np.eye(CLASSES, dtype=np.int64)[classes], axis=0)
+    most, known = growing.max(axis=1), growing[:, growing[-1].argmax()]
+    for radius, by_rule in thresholds.items():
+        ends = {
+            name: stopped(most if name.startswith("this package") else known, rule)
+            for name, rule in by_rule.items()
+        }
+        found["class"][radius] = {
+            name: end if whole or end[0] != "undecided" else NOT_YET for name, end in ends.items()
+        }
+    for copies in FIXED[1:]:
+        if len(classes) >= copies:
+            found["class at fixed n"][copies] = class_at_fixed_n(classes, copies)
+    return found
+
+
+def spread(copies: Sequence[int]) -> dict[str, float]:
+    return {
+        "median": float(np.median(copies)),
+        "90th percentile": float(np.quantile(copies, 0.9)),
+        "mean": float(np.mean(copies)),
+    }
+
+
+def told(answers: Sequence[str]) -> dict[str, int]:
+    return {answer: answers.count(answer) for answer in ANSWERS if answer in answers}
+
+
+def summary(done: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "images": len(done),
+        "radii": {},
+        "decisions": {},
+        "class": {},
+        "class at fixed n": {},
+    }
+    for n in FIXED:
+        there = [image["radii"][n] for image in done if n in image["radii"]]
+        if there:
+            medians = {kind: float(np.median([each[kind] for each in there])) for kind in WORDS}
+            result["radii"][n] = {"images": len(there)} | medians
+    for radius in RADII:
+        ends = [image["decisions"][radius] for image in done]
+        both = [(answer, fixed) for answer, _, fixed in ends if fixed]
+        result["decisions"][radius] = spread([copies for _, copies, _ in ends]) | {
+            "answers": told([answer for answer, _, _ in ends]),
+            "compared": len(both),
+            "same": sum(a == b for a, b in both),
+            "contradictions": sum(a != b and "undecided" not in (a, b) for a, b in both),
+        }
+    for radius in CLASS_RADII:
+        ends = [image["class"][radius] for image in done]
+        result["class"][radius] = {
+            rule: spread([end[rule][1] for end in ends]) | {"answers": told([end[rule][0] for end in ends])}
+            for rule in ends[0]
+        }
+    for copies in FIXED[1:]:
+        there = [image["class at fixed n"][copies] for image in done if copies in image["class at fixed n"]]
+        result["class at fixed n"][copies] = {
+            rule: {
+                "images": len(there),
+                "median radius": float(np.median([each[rule] for each in there])),
+                "certified": {r: sum(each[rule] >= r for each in there) for r in CLASS_RADII},
             }
-            mean = estimation.sums / estimation.sums.sum()
-            bernstein = attention_radius(
-                *empirical_bernstein(estimation, alpha=common.alpha / 2 / len(mean)),
-                claims["mean"].tokens, beta=0.8, sigma=0.25, aggregate="mean",
-            )  # fmt: skip
-            result["fixed"][str(look)] = {
-                "published": claims["mean"].published_renyi_radius,
-                "exact of estimate": exact_radius(mean, k=10, beta=0.8, sigma=0.25),
-                "mean, empirical Bernstein": bernstein,
-            } | {aggregate: claim.radius_l2 for aggregate, claim in claims.items()}
-        for key, claim in list(open_ones.items()):
-            if look in claim.checkpoints:
-                assert claim.radius is not None
-                answer = decide(selection, estimation, claim, radius=claim.radius).answer
-                if answer != "undecided" or look == n:
-                    result["decisions"]["/".join(key)] = {"answer": answer, "copies": common.n0 + look}
-                    del open_ones[key]
-    for key, claim in decisions.items():
-        once = dataclasses.replace(claim, radius=None)  # all of alpha for the one look at n
-        assert claim.radius is not None
-        result["decisions"]["/".join(key)]["fixed_n_answer"] = decide(
-            selection, estimation, once, radius=claim.radius
-        ).answer
+            for rule in (there[0] if there else ())
+        }
     return result
 
 
-def empirical_bernstein(tally: Tally, *, alpha: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(lower, upper) [N] on the mean attributions, each one-sided at alpha (Maurer & Pontil 2009): what the
-    betting bound of the package is measured against."""
-    n = tally.copies
-    mean = tally.sums / n
-    variance = (tally.squares - n * mean**2).clip(0) / (n - 1)
-    log = np.log(2 / alpha)
-    width = np.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1))
-    return (mean - width).clip(0, 1), (mean + width).clip(0, 1)
-
-
-def summary(done: list[dict[str, Any]]) -> dict[str, Any]:
-    def median(n: int, kind: str) -> float:
-        return float(np.median([image["fixed"][str(n)][kind] for image in done]))
-
-    kinds = list(done[0]["fixed"][str(FIXED[0])])
-    decided = {}
-    for key in (f"{name}/{aggregate}" for aggregate in AGGREGATES for name in RADII):
-        outcomes = [image["decisions"][key] for image in done]
-        copies = [outcome["copies"] for outcome in outcomes]
-        pairs = [(outcome["answer"], outcome["fixed_n_answer"]) for outcome in outcomes]
-        decided[key] = {
-            "median_copies": float(np.median(copies)),
-            "p90_copies": float(np.quantile(copies, 0.9)),
-            "answers": {
-                answer: sum(a == answer for a, _ in pairs) for answer in sorted({a for a, _ in pairs})
-            },
-            "same_answer": sum(a == f for a, f in pairs),
-            "contradictions": sum(a != f and "undecided" not in (a, f) for a, f in pairs),
-        }
-    return {
-        "images": len(done),
-        "median_radius": {kind: {str(n): median(n, kind) for n in FIXED} for kind in kinds},
-        "decisions": decided,
-    }
-
-
 def markdown(result: dict[str, Any]) -> str:
+    every = result["images"]
+
+    def of(images: int) -> str:
+        return "" if images == every else f" ({images} images)"
+
+    by_n = result["radii"]
     lines = [
-        f"{result['images']} held-out images, σ = 0.25, k = 10, β = 0.8, α = 0.001, n0 = 100, "
-        f"{result['precision']}.",
+        f"{every} held-out images, σ = {SIGMA}, k = {K}, β = {BETA}, α = {ALPHA}, {result['precision']}.",
         "",
-        "| median attention radius | " + " | ".join(f"n = {n:,}" for n in FIXED) + " |",
-        "|---|" + "---|" * len(FIXED),
+        "| median attention radius | "
+        + " | ".join(f"{n:,} copies in all{of(row['images'])}" for n, row in by_n.items())
+        + " |",
+        "|---|" + "---|" * len(by_n),
+        *(
+            f"| {words} | " + " | ".join(f"{row[kind]:.3f}" for row in by_n.values()) + " |"
+            for kind, words in WORDS.items()
+        ),
+        "",
+        "| class and explanation (vote) decided at radius | copies, median | 90th percentile | answers "
+        f"| against one look at {MOST:,} |",
+        "|---|---|---|---|---|",
     ]
-    for kind, words in WORDS.items():
-        by_n = result["median_radius"][kind]
-        lines.append(f"| {words} | " + " | ".join(f"{value:.3f}" for value in by_n.values()) + " |")
+    for radius, row in result["decisions"].items():
+        lines.append(
+            f"| {radius:g} | {row['median']:,.0f} | {row['90th percentile']:,.0f} | {said(row)} "
+            f"| of {row['compared']} {row['same']} the same, {row['contradictions']} contradictions |"
+        )
     lines += [
         "",
-        "| decision at radius | copies, median | 90th percentile | answers | against fixed n = 10,000 |",
+        "The class alone, with all of α. Voráček's rules are told which class to test: that of most copies.",
+        "",
+        "| at radius | rule | copies, mean | median | 90th percentile | answers |",
+        "|---|---|---|---|---|---|",
     ]
-    lines.append("|---|---|---|---|---|")
-    for key, row in result["decisions"].items():
-        name, aggregate = key.split("/")
-        answers = ", ".join(f"{count} {answer}" for answer, count in row["answers"].items())
-        agreement = f"{row['same_answer']} the same, {row['contradictions']} contradictions"
-        lines.append(
-            f"| {RADII[name]:g} ({name}), {aggregate} | {row['median_copies']:,.0f} "
-            f"| {row['p90_copies']:,.0f} | {answers} | {agreement} |"
-        )
+    for radius, by_rule in result["class"].items():
+        for rule, row in by_rule.items():
+            lines.append(
+                f"| {radius:g} | {rule} | {row['mean']:,.0f} | {row['median']:,.0f} "
+                f"| {row['90th percentile']:,.0f} | {said(row)} |"
+            )
+    lines += [
+        "",
+        "| copies in all | rule | median class radius | "
+        + " | ".join(f"certified at {r:g}" for r in CLASS_RADII)
+        + " |",
+        "|---|---|---|" + "---|" * len(CLASS_RADII),
+    ]
+    names = {"Cohen": f"Cohen, n0 = {SELECTION}", "this package": "this package"}
+    for copies, by_rule in result["class at fixed n"].items():
+        for rule, row in by_rule.items():
+            lines.append(
+                f"| {copies:,}{of(row['images'])} | {names[rule]} | {row['median radius']:.3f} | "
+                + " | ".join(str(count) for count in row["certified"].values())
+                + " |"
+            )
     return "\n".join(lines) + "\n"
+
+
+def said(row: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {answer}" for answer, count in row["answers"].items())
 
 
 def plot(result: dict[str, Any], file: Path) -> None:
@@ -173,7 +315,9 @@ def plot(result: dict[str, Any], file: Path) -> None:
     )
     axes = figure.subplots()
     for kind, words in WORDS.items():
-        axes.plot(FIXED, list(result["median_radius"][kind].values()), marker="o", label=words)
+        axes.plot(
+            list(result["radii"]), [row[kind] for row in result["radii"].values()], marker="o", label=words
+        )
     axes.set_xscale("log")
     axes.set_xlabel("copies n")
     axes.set_ylabel("median attention radius")
@@ -182,19 +326,16 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[Path, typer.Argument(help="The bundle that benchmarks/outcomes.py ran.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
-    work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/certificates"),
+    work: Annotated[Path, typer.Option(help="Its work folder.")] = WORK,
 ) -> None:
-    vit = load(bundle)
-    data = compositions(images, seed=SEED, split="held-out")
-    done = resumed(
-        work / f"{vit.bundle.digest[:12]}.jsonl",
-        images,
-        lambda i: measure(vit, vit.read(data.images[i])),
-        words="10,100 copies an image",
-    )
-    result = {"bundle": vit.bundle.digest, "precision": vit.bundle.manifest.precision} | summary(done)
+    opened = open_bundle(bundle)
+    folder = work / opened.digest[:12]
+    thresholds = {r: rules(float(ndtr(r / SIGMA)), MOST) for r in track(CLASS_RADII, "rules for the class")}
+    there = [outcomes for i in range(images) if (outcomes := kept(folder, i)) is not None]
+    done = [measure(outcomes, thresholds) for outcomes in track(there, "images")]
+    result = {"bundle": opened.digest, "precision": opened.manifest.precision} | summary(done)
     publish("certificates", result, markdown(result))
     plot(result, RESULTS / "certificates.png")
 
