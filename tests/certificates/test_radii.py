@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from scipy.stats import norm
 from fvit.certificates.literature import exact_radius, mirrored_radius, published_radius
 from fvit.certificates.radii import (
     Aggregate,
+    attainable_radius,
     attention_radius,
     class_radius,
     faithful_radius,
@@ -19,7 +21,7 @@ from fvit.certificates.radii import (
     token_radii,
 )
 
-# (weights, k, beta, published, mirrored, certificate, exact): DESIGN section 4.3, sigma = 1.
+# (weights, k, beta, published, mirrored, certificate, exact): sigma = 1.
 REFERENCE = [
     ([0.60, 0.15, 0.14, 0.11], 2, 0.5, 0.7445, 0.7198, 0.7399, 0.8322),
     ([0.53, 0.19, 0.15, 0.1299, 0.00005, 0.00005], 3, 1 / 3, 1.0854, 2.8236, 2.1509, 2.3080),
@@ -167,6 +169,44 @@ def test_token_radius_is_the_certificate_of_that_token_alone() -> None:
         rest = [token, 3, 4, 5, 6, 7]
         alone = attention_radius(lower[rest], lower[rest], [0], beta=1, sigma=0.5, aggregate="vote")
         assert radii[place] == pytest.approx(alone)
+
+
+@given(worlds(), AGGREGATES)
+def test_no_choice_of_tokens_exceeds_what_is_attainable_at_exact_values(
+    world: tuple[np.ndarray, int, float], aggregate: Aggregate
+) -> None:
+    """Brute force over all explanations; the largest values attain it."""
+    weights, k, beta = world
+    weights = weights[:7] / weights[:7].sum()
+    k = min(k, len(weights) - 1)
+    most = attainable_radius(weights, weights, k=k, beta=beta, sigma=1, aggregate=aggregate)
+    radii = [
+        attention_radius(weights, weights, tokens, beta=beta, sigma=1, aggregate=aggregate)
+        for tokens in itertools.combinations(range(len(weights)), k)
+    ]
+    assert max(radii) <= most + 1e-12
+    if aggregate == "vote" or math.isinf(most):
+        assert radii[0] == pytest.approx(most)
+
+
+@given(worlds(), AGGREGATES, st.floats(0.0, 0.3))
+def test_looser_bounds_attain_more_and_never_less_than_they_certify(
+    world: tuple[np.ndarray, int, float], aggregate: Aggregate, width: float
+) -> None:
+    weights, k, beta = world
+    lower, upper = np.clip(weights - width, 0, 1), np.clip(weights + width, 0, 1)
+    exact = attainable_radius(weights, weights, k=k, beta=beta, sigma=1, aggregate=aggregate)
+    loose = attainable_radius(lower, upper, k=k, beta=beta, sigma=1, aggregate=aggregate)
+    certified = attention_radius(lower, upper, range(k), beta=beta, sigma=1, aggregate=aggregate)
+    assert certified <= exact + 1e-12
+    assert exact <= loose + 1e-12
+
+
+def test_a_sum_of_lower_bounds_that_reaches_one_certifies_nothing() -> None:
+    lower, upper = [0.7, 0.5, 0.0, 0.0], [0.8, 0.6, 0.01, 0.01]
+    radius = attention_radius(lower, upper, [0, 1], beta=0.5, sigma=1, aggregate="mean")
+    # Of the two tests the one of a single token is left.
+    assert radius == pytest.approx((norm.ppf(0.7) - norm.ppf(0.01)) / 2)
 
 
 def _break_distance(smoothed: np.ndarray, coordinates: np.ndarray, k: int, k0: int) -> float:
