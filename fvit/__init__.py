@@ -29,6 +29,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     import importlib
 
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fvit")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'fvit' has no attribute '{name}'")

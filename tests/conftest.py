@@ -27,8 +27,9 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def vit(demo_bundle: Path) -> fvit.FaithfulViT:
-    return fvit.load(demo_bundle)
+def vit(demo_bundle: Path) -> Iterator[fvit.FaithfulViT]:
+    with fvit.load(demo_bundle) as loaded:
+        yield loaded
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -137,10 +138,7 @@ def build_plan(bundle: Path, graph: Path, key: PlanKey, *, workspace: int, verbo
 
 
 class TensorRTEngine(Engine):
-    """A plan on one GPU. gpu: makes that GPU's context current while it is entered.
-
-    One caller at a time: a plan's execution context holds the addresses that it works on.
-    """
+    """A plan on one GPU. gpu: makes that GPU's context current while it is entered."""
 
     name = "tensorrt"
     capturable = True
@@ -148,6 +146,7 @@ class TensorRTEngine(Engine):
     def __init__(self, plan: Path, *, device: str, gpu: AbstractContextManager[None], stream: int) -> None:
         trt = _tensorrt()
         self._gpu = gpu
+        self._turn = Lock()  # a context holds the addresses that it works on
         self._runtime = _started(trt.Runtime, trt.Logger(trt.Logger.WARNING))
         with gpu:
             self._plan = self._runtime.deserialize_cuda_engine(plan.read_bytes())
@@ -211,7 +210,7 @@ class TensorRTEngine(Engine):
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
 
         def execute() -> None:
-            with self._gpu:
+            with self._turn, self._gpu:
                 for name in names:
                     self._context.set_tensor_address(name, memory[name].pointer)
                 if not self._context.execute_async_v3(self._stream):

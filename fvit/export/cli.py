@@ -16,8 +16,14 @@ from fvit.extras import require
 if TYPE_CHECKING:
     from fvit.export.bundles import Exported
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Turn a ViT and a denoiser into a bundle.")
+app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
+
+
+@app.callback()
+def _options(_version: commands.VersionOption = False) -> None:
+    """Turn a ViT and a denoiser into a bundle."""
+
 
 BundleArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to.")]
 
@@ -113,6 +119,7 @@ def engine(
     """Build TensorRT plans of a bundle for the GPU at hand, in the bundle's precision."""
     from fvit.runtime.bundle import open_bundle
     from fvit.runtime.gpu.device import Gpu
+    from fvit.runtime.gpu.plans import build_plans
 
     opened = open_bundle(bundle)
     kind, _, number = device.partition(":")
@@ -120,8 +127,9 @@ def engine(
         raise FvitError(f"unknown device '{device}': plans are built for a GPU, such as cuda:0")
     gpu = Gpu(int(number))
     with console.status("") as status:
-        plans = gpu.build_plans(
+        plans = build_plans(
             opened,
+            gpu,
             batch=batch,
             workspace=int(workspace * 1e9),
             verbose=verbose,

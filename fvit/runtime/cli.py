@@ -84,6 +84,7 @@ def fvit_certify(
         int, typer.Option(help="Refuse larger images before they are decoded.", min=1)
     ] = MAX_PIXELS,
     n0: Annotated[int | None, typer.Option("--n0", hidden=True)] = None,
+    _version: commands.VersionOption = False,
 ) -> None:
     """Certify what a faithful ViT says of images, and print one row an image.
 
@@ -129,8 +130,9 @@ def _batch(said: str | None) -> Batch | None:
     return int(said)
 
 
-def _say(words: str) -> None:
-    problems.print(words, markup=False, highlight=False, soft_wrap=True)
+def _say(words: str, *, style: str = "") -> None:
+    shown = Text(commands.one_line(words), style=style)
+    problems.print(shown, soft_wrap=True)
 
 
 @dataclass
@@ -193,7 +195,8 @@ class Run:
         if self.skipped:
             console.print(f"{self.skipped} of them were done before and are read from {NAME}")
         if self.journal is not None and self.rows:
-            console.print(f"records and pictures are in {self.journal.folder}", markup=False)
+            folder = commands.one_line(str(self.journal.folder))
+            console.print(Text(f"records and pictures are in {folder}"), soft_wrap=True)
         if self.failed:
             problems.print(f"[bold red]{self.failed} of {len(self.files)} images could not be certified[/]")
 
@@ -203,7 +206,7 @@ class Run:
         try:
             picture = read_image(file, size=size, max_pixels=self.max_pixels)
         except FvitError as error:
-            problems.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            _say(f"error: {error}", style="red")
             self.failed += 1
             return None
         if self.journal is not None:
@@ -266,8 +269,8 @@ def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
     for row in rows:
         of_class = row["class"]
         drawn.add_row(
-            Path(row["image"]).stem,
-            "abstains" if of_class["abstained"] else of_class["label"],
+            Text(commands.one_line(Path(row["image"]).stem)),
+            "abstains" if of_class["abstained"] else Text(commands.one_line(of_class["label"])),
             f"{100 * of_class['counts'][str(of_class['index'])] / row['copies']:.1f} %",
             _radius(of_class),
             *map(_radius, row.get("explanations", [row["attention"]])),

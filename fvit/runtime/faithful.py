@@ -108,6 +108,7 @@ class FaithfulViT:
                 continue
         self.queue.close(cancel=cancel)
         self._claims.shutdown()
+        self.pipeline.close()
 
     def __reduce__(self) -> NoReturn:
         raise FvitError(

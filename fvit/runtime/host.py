@@ -36,7 +36,7 @@ class DenoisedClassifier:
     ):
         self.image_size = image_size
         self.schedule = schedule
-        self._denoiser, self._classifier = denoiser, classifier
+        self._engines = [denoiser, classifier]
         self.engine = classifier.name
         shapes = {tensor.name: tensor.shape for tensor in classifier.outputs}
         classes, tokens = shapes["logits"][1], shapes["attribution"][1]
@@ -52,15 +52,24 @@ class DenoisedClassifier:
             "sigma": np.asarray(sigma, np.float32),
             "timestep": self.schedule.timestep(sigma).astype(np.float32),
         }
-        return self._denoiser.run({"noisy": noisy, **levels})["images"]
+        return self._engine(0).run({"noisy": noisy, **levels})["images"]
 
     def classify(self, images: Floats) -> tuple[Floats, Floats]:
         """images [B,3,h,w] in [0,1] -> logits [B,C], attribution [B,N]."""
-        outputs = self._classifier.run({"images": images})
+        outputs = self._engine(1).run({"images": images})
         return outputs["logits"], outputs["attribution"]
 
     def __call__(self, noisy: Floats, *, sigma: Floats) -> tuple[Floats, Floats]:
         return self.classify(self.denoise(noisy, sigma=sigma))
+
+    def close(self) -> None:
+        """Release the engines."""
+        self._engines.clear()
+
+    def _engine(self, place: int) -> Engine:
+        if not self._engines:
+            raise FvitError("the model was closed: load the bundle again with fvit.load")
+        return self._engines[place]
 
 
 class HostCounter:

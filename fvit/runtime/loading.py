@@ -103,13 +103,14 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
         )
     from fvit.runtime.gpu.counter import DeviceCounter
     from fvit.runtime.gpu.device import Gpu
+    from fvit.runtime.gpu.plans import largest_batch, open_engines
 
     gpus = [Gpu(int(index)) for index in indices]
     planned = None
     if kind == "tensorrt":
-        planned = batch if isinstance(batch, int) else min(gpu.largest_batch(bundle) for gpu in gpus)
+        planned = batch if isinstance(batch, int) else min(largest_batch(bundle, gpu) for gpu in gpus)
     engines = [
-        gpu.engines(bundle, device=f"{kind}:{index}", batch=planned)
+        open_engines(bundle, gpu, device=f"{kind}:{index}", batch=planned)
         for gpu, index in zip(gpus, indices, strict=True)
     ]
     schedule = bundle.manifest.schedule

@@ -34,7 +34,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     key = philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed)
     noisy = noisy_copies(picture.pixels, range(1), sigma=terms.sigma, key=key)
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
-    pixels = picture.pixels / np.float32(255)
+    pixels = picture.pixels.astype(np.float32) / np.float32(255)
     plain = _resized(pixels, (denoised.shape[2], denoised.shape[3]))
     logits, attribution = vit.pipeline.classify(plain[None])
     plain_label = vit.bundle.manifest.labels[int(logits[0].argmax())]

@@ -39,6 +39,7 @@ def fvit_verify(
         list[Path] | None, typer.Option(help="Their images, or folders of them; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="As for fvit-certify; for drawing again.")] = "cpu",
+    _version: commands.VersionOption = False,
 ) -> None:
     """Derive every number of every record again from its counts, and say what does not follow.
 
@@ -135,9 +136,12 @@ def _told(number: int, line: Any, findings: list[str]) -> bool:
     """Print one record's row; whether it is good."""
     name = f"line {number}"
     if isinstance(line, dict) and isinstance(line.get("image"), str):
-        name += f", {line['image']}"
+        name += f", {commands.one_line(line['image'])}"
     row = Text(f"{name}: ")
-    row.append("; ".join(findings) if findings else "follows", style="red" if findings else "green")
+    row.append(
+        commands.one_line("; ".join(findings)) if findings else "follows",
+        style="red" if findings else "green",
+    )
     console.print(row)
     return not findings
 
