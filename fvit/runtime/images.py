@@ -88,12 +88,7 @@ def read_image(image: ImageLike, *, size: tuple[int, int], max_pixels: int = MAX
         with _as_ours("the PIL image"):
             frames, planes = _planes(image, "the PIL image", max_pixels=max_pixels)
     else:
-        try:
-            name = os.fspath(image)
-        except TypeError:
-            raise FvitError(
-                f"an object of type {type(image).__name__} is no image: give a path, a PIL image or an array"
-            ) from None
+        name = _path(image)
         frames, planes, digest = _planes_of_file(name, max_pixels=max_pixels)
     shape = (planes[0].height, planes[0].width)
     if shape != size:
@@ -142,6 +137,18 @@ def _is_regular(file: Path, on_skip: Callable[[Path, str], Any]) -> bool:
     return stat.S_ISREG(mode)
 
 
+def _path(image: Any) -> str:
+    try:
+        name = os.fspath(image)
+    except TypeError:
+        name = None
+    if not isinstance(name, str):
+        raise FvitError(
+            f"an object of type {type(image).__name__} is no image: give a path, a PIL image or an array"
+        )
+    return name
+
+
 def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Image], str]:
     """Number of frames, 8-bit planes, SHA-256 of the bytes."""
     try:
@@ -155,7 +162,7 @@ def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Imag
                     "make it smaller, or allow more with --max-pixels"
                 )
             with _as_ours(name):
-                frames, planes = _planes(_opened(file), name, max_pixels=max_pixels)
+                frames, planes = _planes(Image.open(file, formats=list(FORMATS)), name, max_pixels=max_pixels)
             file.seek(0)
             return frames, planes, _sha256(file)
     except (OSError, ValueError) as error:
@@ -165,12 +172,6 @@ def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Imag
 def _without_waiting(name: str, flags: int) -> int:
     """A pipe without a writer opens at once, so that it can be seen to be one."""
     return os.open(name, flags | os.O_NONBLOCK)
-
-
-def _opened(file: BinaryIO) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is max_pixels
-        return Image.open(file, formats=list(FORMATS))
 
 
 def _sha256(file: BinaryIO) -> str:
@@ -243,9 +244,13 @@ def _check_size(rows: int, columns: int, name: str, *, max_pixels: int) -> None:
 
 @contextmanager
 def _as_ours(name: str) -> Iterator[None]:
-    """Whatever a decoder raises becomes one line."""
+    """Whatever a decoder raises becomes one line, and its warnings nothing: they are of an image's size,
+    whose limit is max_pixels, and of broken metadata."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     except FvitError:
         raise
     except UnidentifiedImageError:

@@ -1,57 +1,165 @@
+import hashlib
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 from fvit.errors import FvitError
-from fvit.runtime.images import find_images, read_image
+from fvit.runtime.images import FORMATS, MAX_PIXELS, find_images, read_image
 
+# Pillow's warnings reach nobody.
+pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 SIZE = (64, 64)
+ORIENTATION = 0x0112
 
 
-def _noise(*shape: int) -> np.ndarray:
+def _noise(*shape: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def _smooth(rows: int, columns: int) -> Image.Image:
+    return Image.fromarray(_noise(rows // 8, columns // 8, 3)).resize(
+        (columns, rows), Image.Resampling.BICUBIC
+    )
+
+
+def _refusal(image: Any, **options: Any) -> str:
+    with pytest.raises(FvitError) as caught:
+        read_image(image, size=SIZE, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_path_pil_and_both_array_layouts_give_the_same_pixels(photo: Path) -> None:
     from_path = read_image(photo, size=SIZE)
     opened = Image.open(photo)
     eight_bit = np.asarray(opened)
-    for image in (opened, eight_bit, eight_bit.transpose(2, 0, 1).astype(np.float64) / 255):
-        assert np.allclose(read_image(image, size=SIZE).pixels, from_path.pixels, atol=1e-7)
-    assert from_path.pixels.shape == (3, 64, 64)
-    assert from_path.pixels.dtype == np.float32
-    assert from_path.resized_from is None
+    assert np.array_equal(from_path.pixels, eight_bit.transpose(2, 0, 1))
+    assert from_path.pixels.dtype == np.uint8
+    assert (from_path.resized_from, from_path.frames) == (None, 1)
+    for kind in (np.float16, np.float32, np.float64, np.dtype(">f4")):
+        floats = (eight_bit.transpose(2, 0, 1) / 255).astype(kind)
+        assert np.array_equal(read_image(floats, size=SIZE).pixels, from_path.pixels)
+    for image in (opened, eight_bit):
+        assert np.array_equal(read_image(image, size=SIZE).pixels, from_path.pixels)
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (200, 50), (40, 40)])
+def test_they_do_so_when_resized_too(shape: tuple[int, int], tmp_path: Path) -> None:
+    image = Image.fromarray(_noise(*shape, 3))
+    image.save(tmp_path / "a.png")
+    array = np.asarray(image)
+    pictures = [
+        read_image(each, size=SIZE)
+        for each in (tmp_path / "a.png", image, array, array.transpose(2, 0, 1) / 255)
+    ]
+    assert len({picture.pixels_sha256 for picture in pictures}) == 1
+    assert {picture.resized_from for picture in pictures} == {shape}
+
+
+def test_read_only_and_scattered_arrays_are_read(photo: Path) -> None:
+    array = np.asarray(Image.open(photo))
+    expected = read_image(array, size=SIZE).pixels_sha256
+    wide = np.repeat(array, 2, axis=1)
+    for kind in (array, wide[:, ::2], np.asfortranarray(array), array.view(np.ma.MaskedArray)):
+        kind.setflags(write=False)
+        assert read_image(kind, size=SIZE).pixels_sha256 == expected
+    floats = np.asfortranarray(array.transpose(2, 0, 1) / 255)
+    assert read_image(floats, size=SIZE).pixels_sha256 == expected
+
+
+def test_hashes_are_of_the_file_and_of_the_pixels(photo: Path) -> None:
+    picture = read_image(str(photo), size=SIZE)
+    pixels = np.asarray(Image.open(photo)).tobytes()
+    assert picture.name == str(photo)
+    assert picture.sha256 == hashlib.sha256(photo.read_bytes()).hexdigest()
+    assert picture.pixels_sha256 == hashlib.sha256(pixels).hexdigest()
+    for name, image in (("image", Image.open(photo)), ("array", np.asarray(Image.open(photo)))):
+        other = read_image(image, size=SIZE)
+        assert (other.name, other.sha256, other.pixels_sha256) == (name, *[picture.pixels_sha256] * 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_files_and_pil_images_are_turned_upright(orientation: int, tmp_path: Path) -> None:
+    upright = _noise(64, 64, 3)
+    across = (1, 0, 2)
+    turns: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+        1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+        5: lambda a: a.transpose(across), 6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].transpose(across), 8: lambda a: np.rot90(a, -1),
+    }  # fmt: skip
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    for suffix in (".png", ".webp", ".tif"):
+        file = tmp_path / f"a{suffix}"
+        stored = Image.fromarray(np.ascontiguousarray(turns[orientation](upright)))
+        stored.save(file, exif=exif, lossless=True)
+        opened = Image.open(file)
+        for image in (file, opened):
+            assert np.array_equal(read_image(image, size=SIZE).pixels, upright.transpose(2, 0, 1))
+        # A caller's own image stays as it was; of TIFF files Pillow itself turns it.
+        assert np.array_equal(np.asarray(opened), np.asarray(Image.open(file)))
+
+
+def test_orientation_comes_before_resizing(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    _smooth(80, 160).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", size=SIZE).resized_from == (160, 80)
 
 
 def test_grey_is_repeated(tmp_path: Path) -> None:
     grey = _noise(64, 64)
     Image.fromarray(grey).save(tmp_path / "grey.png")
-    pixels = read_image(tmp_path / "grey.png", size=SIZE).pixels
-    assert np.allclose(pixels, grey[None] / 255)
+    assert np.array_equal(read_image(tmp_path / "grey.png", size=SIZE).pixels, np.stack([grey] * 3))
+    black_and_white = grey > 127
+    Image.fromarray(black_and_white).save(tmp_path / "two.png")
+    assert np.array_equal(read_image(tmp_path / "two.png", size=SIZE).pixels[1], 255 * black_and_white)
 
 
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
+def test_sixteen_bits_of_a_png_are_scaled_not_clipped(tmp_path: Path) -> None:
     deep = np.random.default_rng(0).integers(0, 65536, (64, 64)).astype(np.uint16)
+    deep[0, :4] = 0, 128, 129, 65535
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    assert np.allclose(read_image(tmp_path / "deep.png", size=SIZE).pixels, deep[None] / 65535, atol=1e-6)
+    for image in (tmp_path / "deep.png", Image.open(tmp_path / "deep.png")):
+        pixels = read_image(image, size=SIZE).pixels
+        assert np.array_equal(pixels, np.stack([np.rint(deep / 257)] * 3))
+    # One value of sixteen bits may stand for nothing, which shows white.
+    Image.fromarray(deep).save(tmp_path / "hole.png", transparency=int(deep[5, 5]))
+    assert (read_image(tmp_path / "hole.png", size=SIZE).pixels[:, 5, 5] == 255).all()
 
 
 def test_a_palette_is_looked_up(tmp_path: Path) -> None:
     image = Image.fromarray(_noise(64, 64, 3)).quantize(16)
     image.save(tmp_path / "palette.png")
-    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1) / 255
-    assert np.allclose(read_image(tmp_path / "palette.png", size=SIZE).pixels, expected)
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    assert np.array_equal(read_image(tmp_path / "palette.png", size=SIZE).pixels, expected)
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     pixels = _noise(64, 64, 4)
-    pixels[:32, :, 3], pixels[32:, :, 3] = 0, 255
+    pixels[:16, :, 3], pixels[16:32, :, 3] = 0, 255
     Image.fromarray(pixels).save(tmp_path / "alpha.png")
     read = read_image(tmp_path / "alpha.png", size=SIZE).pixels
-    assert np.all(read[:, :32] == 1)
-    assert np.allclose(read[:, 32:], pixels[32:, :, :3].transpose(2, 0, 1) / 255)
+    colours, alpha = pixels[..., :3].transpose(2, 0, 1).astype(float), pixels[..., 3] / 255
+    assert np.all(read[:, :16] == 255)
+    assert np.array_equal(read[:, 16:32], colours[:, 16:32])
+    assert np.abs(read - (alpha * colours + (1 - alpha) * 255)).max() <= 1
+    indexed = Image.fromarray(pixels[..., :3]).quantize(16)
+    indexed.save(tmp_path / "key.png", transparency=3)
+    shown = read_image(tmp_path / "key.png", size=SIZE).pixels
+    assert (shown[:, np.asarray(indexed) == 3] == 255).all()
 
 
 def test_another_size_is_resized_and_said(tmp_path: Path) -> None:
@@ -59,22 +167,156 @@ def test_another_size_is_resized_and_said(tmp_path: Path) -> None:
     picture = read_image(tmp_path / "large.png", size=SIZE)
     assert picture.resized_from == (80, 100)
     assert picture.pixels.shape == (3, 64, 64)
-    assert np.allclose(picture.pixels[0], 1)
+    assert (picture.pixels == np.array([255, 0, 0], np.uint8)[:, None, None]).all()
+
+
+def test_resizing_rounds_once() -> None:
+    """As in real numbers, and not after each of the two directions."""
+    image = _smooth(200, 160)
+    planes = [np.asarray(plane, np.float32) for plane in image.split()]
+    fitted = [ImageOps.fit(Image.fromarray(plane), (64, 48), Image.Resampling.BICUBIC) for plane in planes]
+    exact = np.clip(np.stack([np.asarray(plane) for plane in fitted]), 0, 255)
+    found = read_image(image, size=(48, 64)).pixels
+    assert np.abs(found - exact).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("mode", ["I", "F", "I;16", "LAB"])
+def test_values_whose_white_is_not_known_are_refused(mode: str) -> None:
+    made = Image.new(mode, (64, 64))
+    assert f"mode {mode}" in (message := _refusal(made))
+    assert "scale it to 8-bit" in message
+
+
+def test_grey_that_was_converted_to_sixteen_bits_is_refused() -> None:
+    """It holds 0 to 255 of 65535, and would be all black."""
+    assert "mode I;16" in _refusal(Image.fromarray(_noise(64, 64)).convert("I;16"))
+
+
+@pytest.mark.parametrize("name", ["I.tif", "F.tif", "I;16.tif"])
+def test_measurements_in_files_are_refused(name: str, tmp_path: Path) -> None:
+    Image.new(name.removesuffix(".tif"), (64, 64)).save(tmp_path / name)
+    assert "are not known" in _refusal(tmp_path / name)
+
+
+def test_an_animation_is_read_at_its_first_frame_and_said_to_be_one(tmp_path: Path) -> None:
+    frames = [Image.fromarray(_noise(64, 64, 3) // n) for n in (1, 2, 3)]
+    for suffix in (".png", ".webp", ".tif", ".gif"):
+        file = tmp_path / f"a{suffix}"
+        frames[0].save(file, save_all=True, append_images=frames[1:], lossless=True)
+        picture = read_image(file, size=SIZE)
+        assert picture.frames == 3
+        first = Image.open(file).convert("RGB")
+        assert np.array_equal(picture.pixels, np.asarray(first).transpose(2, 0, 1))
+    standing = Image.open(tmp_path / "a.tif")
+    standing.seek(2)
+    assert np.array_equal(read_image(standing, size=SIZE).pixels, np.asarray(frames[2]).transpose(2, 0, 1))
+    assert standing.tell() == 2
+
+
+def test_what_is_empty_is_refused() -> None:
+    for empty in (Image.new("RGB", (0, 0)), np.zeros((0, 5, 3), np.uint8), np.zeros((3, 5, 0))):
+        assert "is empty" in _refusal(empty)
+
+
+def _header_of(columns: int, rows: int) -> bytes:
+    """A PNG that says how large it is, and holds nothing."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("columns", [8_001, 12_000, 100_000])
+def test_pixels_are_limited_before_they_are_decoded(columns: int, tmp_path: Path) -> None:
+    """Also where Pillow would warn or refuse by itself."""
+    (tmp_path / "large.png").write_bytes(_header_of(columns, 8_000))
+    message = _refusal(tmp_path / "large.png")
+    assert "pixels" in message
+    assert "smaller" in message
+
+
+def test_the_limit_is_the_callers(photo: Path) -> None:
+    assert read_image(photo, size=SIZE, max_pixels=4096).resized_from is None
+    opened = Image.open(photo)
+    for image in (photo, opened, np.asarray(opened), np.zeros((3, 64, 64))):
+        assert "64×64 pixels, more than 4,000" in _refusal(image, max_pixels=4000)
+
+
+def test_a_file_without_end_is_not_read_to_its_end(photo: Path) -> None:
+    with photo.open("r+b") as file:
+        file.truncate(1 << 40)  # sparse
+    assert "bytes" in _refusal(photo)
+
+
+def test_memory_of_the_largest_image_stays_below_a_gigabyte(tmp_path: Path) -> None:
+    """The dearest format, in a process of its own; 300 MB are left for a bundle."""
+    side = int(MAX_PIXELS**0.5)
+    Image.new("RGBA", (side, side), (9, 99, 199, 128)).save(tmp_path / "a.webp", method=0, quality=0)
+    code = (
+        "import resource, sys; from fvit.runtime.images import read_image; "
+        "read_image(sys.argv[1], size=(64, 64)); "
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "a.webp"], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 700e6
 
 
 def test_what_is_no_image_is_said_in_one_line(tmp_path: Path) -> None:
-    text = tmp_path / "text.png"
-    text.write_text("no image")
-    with pytest.raises(FvitError, match="text.png is not an image"):
-        read_image(text, size=SIZE)
-    with pytest.raises(FvitError, match="cannot be read"):
-        read_image(tmp_path / "absent.png", size=SIZE)
+    (tmp_path / "text.png").write_text("no image")
+    assert "text.png is not an image of a known format" in _refusal(tmp_path / "text.png")
+    assert "cannot be read: No such file" in _refusal(tmp_path / "absent.png")
+    assert "cannot be read: embedded null" in _refusal("a\0b.png")
+    assert "cannot be read: File name too long" in _refusal("a" * 300 + ".png")
+    assert "type int is no image" in _refusal(7)
+    assert "type bytes is no image" in _refusal(b"photo.png")
+    closed = Image.open(io.BytesIO(_header_of(64, 64)))
+    closed.close()
+    assert "the PIL image is a damaged image" in _refusal(closed)
 
 
-def test_a_truncated_png_is_refused(photo: Path) -> None:
-    photo.write_bytes(photo.read_bytes()[:2000])
-    with pytest.raises(FvitError, match="damaged"):
-        read_image(photo, size=SIZE)
+def test_programs_that_pillow_would_run_are_not_run(tmp_path: Path) -> None:
+    """PostScript goes to Ghostscript, wherever it says that it is a picture."""
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
+    (tmp_path / "a.png").write_bytes(script)
+    assert "not an image of a known format" in _refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", [suffixes[0] for suffixes in FORMATS.values()])
+def test_a_truncated_file_is_refused_or_reads_as_the_whole(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a{suffix}"
+    _smooth(64, 64).save(file)
+    data, whole = file.read_bytes(), read_image(file, size=SIZE)
+    refused = 0
+    for length in np.linspace(1, len(data) - 1, 60).astype(int):
+        file.write_bytes(data[:length])
+        try:
+            assert read_image(file, size=SIZE).pixels_sha256 == whole.pixels_sha256
+        except FvitError:
+            refused += 1
+    assert refused > 50
+
+
+@pytest.mark.parametrize("suffix", [suffixes[0] for suffixes in FORMATS.values()])
+def test_bytes_that_were_changed_never_end_in_a_traceback(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"a{suffix}"
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    options: dict[str, Any] = {} if suffix in (".bmp", ".gif", ".ppm") else {"exif": exif}
+    _smooth(64, 64).save(file, **options)
+    data, random = np.frombuffer(file.read_bytes(), np.uint8), np.random.default_rng(0)
+    for _ in range(100):
+        changed = data.copy()
+        reach = len(data) if random.random() < 0.5 else min(len(data), 200)
+        changed[random.integers(0, reach, 5)] = random.integers(0, 256, 5)
+        file.write_bytes(changed.tobytes())
+        try:
+            assert read_image(file, size=SIZE, max_pixels=10**6).pixels.shape == (3, 64, 64)
+        except FvitError as error:
+            assert "\n" not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -82,17 +324,68 @@ def test_a_truncated_png_is_refused(photo: Path) -> None:
     [
         np.zeros((64, 64)),
         np.zeros((64, 64, 3), np.int32),
+        np.zeros((64, 64, 4), np.uint8),
+        np.zeros((64, 64, 3)),
         np.full((3, 64, 64), 2.0),
+        np.full((3, 64, 64), -0.1),
         np.full((3, 64, 64), np.nan),
+        np.full((3, 64, 64), None),
     ],
 )
-def test_arrays_that_are_no_images_are_refused(array: np.ndarray) -> None:
-    with pytest.raises(FvitError):
-        read_image(array, size=SIZE)
+def test_arrays_that_are_no_images_are_refused(array: NDArray[Any]) -> None:
+    _refusal(array)
+
+
+def _listen(file: Path) -> None:
+    here = Path.cwd()
+    os.chdir(file.parent)  # the name of a socket may have 108 bytes
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(file.name)
+    os.chdir(here)
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "a pipe": os.mkfifo,
+    "a folder": Path.mkdir,
+    "a device": lambda file: file.symlink_to("/dev/zero"),
+    "a socket": _listen,
+    "No such file": lambda file: file.symlink_to("nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_passed_over_in_a_folder_with_a_word(
+    kind: str, photo: Path, tmp_path: Path
+) -> None:
+    SPECIAL[kind](tmp_path / "odd.png")
+    skipped: list[tuple[Path, str]] = []
+    assert find_images([tmp_path], on_skip=lambda file, reason: skipped.append((file, reason))) == [photo]
+    ((file, reason),) = skipped
+    assert file == tmp_path / "odd.png"
+    assert kind in reason
+
+
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_it_is_refused_without_waiting_where_it_is_named(kind: str, tmp_path: Path) -> None:
+    SPECIAL[kind](tmp_path / "odd.png")
+    message = _refusal(tmp_path / "odd.png")
+    assert "odd.png" in message
+    assert {"a folder": "Is a directory", "a socket": "No such device"}.get(kind, kind) in message
+    if kind != "a folder":
+        assert find_images([tmp_path / "odd.png"]) == [tmp_path / "odd.png"]
 
 
 def test_a_folder_without_images_and_a_missing_place_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
     with pytest.raises(FvitError, match="holds no image"):
         find_images([tmp_path])
     with pytest.raises(FvitError, match="does not exist"):
         find_images([tmp_path / "absent"])
+    with pytest.raises(FvitError, match=r"notes\.txt/a\.png cannot be read: Not a directory"):
+        find_images([tmp_path / "notes.txt" / "a.png"])
+
+
+def test_images_of_a_folder_come_in_the_order_of_their_names(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpeg", "c.tiff", "d.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in find_images([tmp_path])] == ["a.jpeg", "b.PNG", "c.tiff"]
