@@ -14,7 +14,6 @@ import fvit
 from fvit.certificates.radii import Aggregate
 from fvit.certificates.verify import verify
 
-
 AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
 
 
@@ -47,9 +46,10 @@ def test_predict_abstains_where_copies_disagree(vit: fvit.FaithfulViT) -> None:
 def test_predict_refuses_what_means_nothing_or_never_decides(
     vit: fvit.FaithfulViT, samples: list[Path]
 ) -> None:
-    for arguments in ({"n": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"sigma": 1e6}, {"n": "many"}):
+    nonsense: list[dict[str, Any]] = [{"n": 0}, {"alpha": 0.0}, {"alpha": 1.0}, {"sigma": 1e6}, {"n": "many"}]
+    for arguments in nonsense:
         with pytest.raises(fvit.FvitError):
-            vit.predict(samples[0], **arguments)  # type: ignore[arg-type]
+            vit.predict(samples[0], **arguments)
     with pytest.raises(fvit.FvitError, match="n = 10 copies never decide at alpha = 0.001.* n = 11 or more"):
         vit.predict(samples[0], n=10)
     assert vit.predict(samples[0], n=11).counts.sum() == 11
@@ -67,9 +67,8 @@ def test_certify_takes_any_form_of_the_image_and_numpys_numbers(
         eight_bit,
         eight_bit.transpose(2, 0, 1).astype(np.float32) / 255,
     )
-    claims = [
-        vit.certify(form, n=np.int64(40), k=np.int64(10), sigma=np.float32(0.25), seed=1) for form in forms
-    ]
+    numbers: dict[str, Any] = {"n": np.int64(40), "k": np.int64(10), "sigma": np.float32(0.25)}
+    claims = [vit.certify(form, seed=1, **numbers) for form in forms]
     assert len({str(c.to_dict()["class"]) + str(c.attention.votes) for c in claims}) == 1
 
 

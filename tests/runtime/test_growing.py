@@ -1,0 +1,97 @@
+"""Growing: looks fall where they are planned, whatever the devices do meanwhile."""
+
+import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from fvit.certificates.tally import Tally
+from fvit.errors import FvitError
+from fvit.runtime.growing import Growing
+from fvit.runtime.queue import Queue
+from tests.runtime.test_queue import LIMIT, Device, alone, same, stretch
+
+LOOKS = (3, 4, 5, 9, 30)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 64])
+@pytest.mark.parametrize("ahead", [0, 7, 1000])
+def test_each_look_sees_exactly_its_copies_in_any_batch(rows: int, ahead: int) -> None:
+    queue, whole = Queue([Device(rows=rows, grain=rows), Device(rows=3)]), stretch(1, range(30))
+    seen: list[tuple[int, bool]] = []
+
+    def judge(growing: Growing[str]) -> str | None:
+        expected = alone(stretch(1, range(growing.tally.copies)))
+        seen.append((growing.tally.copies, same(growing.tally, expected)))
+        return "enough" if growing.tally.copies == 9 else None
+
+    with ThreadPoolExecutor(1) as claims:
+        growing = Growing(queue, claims, whole, looks=LOOKS, judge=judge, ahead=ahead)
+        assert growing.result(timeout=LIMIT) == "enough"
+    assert seen == [(look, True) for look in LOOKS[:4]]
+    queue.close()
+    assert queue.waiting == 0
+
+
+def test_what_follows_a_look_is_spare_until_it_is_wanted() -> None:
+    device = Device(rows=8, grain=8, free=False)
+    queue, judged = Queue([device]), threading.Event()
+    with ThreadPoolExecutor(1) as claims:
+        growing: Growing[None] = Growing(
+            queue, claims, stretch(1, range(30)), looks=LOOKS, judge=lambda _: judged.set(), ahead=8
+        )
+        first = device.wait_begun()  # three wanted, and five of what may follow
+        assert [len(copies) for _, copies in first] == [3, 1, 1, 3]
+        assert queue.waiting == 0
+        device.run_free()
+        assert judged.wait(LIMIT)
+        growing.cancel()
+    queue.close()
+
+
+def test_cancelling_frees_everything_and_nobody_is_asked_again() -> None:
+    device = Device(rows=2, free=False)
+    queue = Queue([device])
+    with ThreadPoolExecutor(1) as claims:
+        growing: Growing[str] = Growing(
+            queue, claims, stretch(1, range(30)), looks=LOOKS, judge=lambda _: None, ahead=100
+        )
+        device.wait_begun()
+        assert growing.cancel()
+        with pytest.raises(CancelledError):
+            growing.result(timeout=LIMIT)
+        assert queue.waiting == 0
+        device.run_free()
+        queue.close()
+    assert len(device.begun) == 1
+
+
+def test_a_failing_batch_and_a_failing_judge_reach_the_caller() -> None:
+    device = Device(rows=50)
+    queue = Queue([device])
+
+    def judge(growing: Growing[Tally]) -> Tally | None:
+        raise FvitError("no certificate")
+
+    with ThreadPoolExecutor(1) as claims:
+        with pytest.raises(FvitError, match="no certificate"):
+            Growing(queue, claims, stretch(1, range(5)), looks=(5,), judge=judge, ahead=0).result(LIMIT)
+        device.faults.append(RuntimeError("bad kernel"))
+        with pytest.raises(FvitError, match="bad kernel"):
+            Growing(queue, claims, stretch(2, range(5)), looks=(5,), judge=judge, ahead=0).result(LIMIT)
+    queue.close()
+
+
+@pytest.mark.parametrize("looks", [(30,), LOOKS])
+def test_every_copy_that_is_looked_at_is_told_of(looks: tuple[int, ...]) -> None:
+    told: list[int] = []
+    queue, whole = Queue([Device(rows=4)]), stretch(1, range(30), on_copies=told.append)
+    with ThreadPoolExecutor(1) as claims:
+        growing = Growing(
+            queue, claims, whole, looks=looks, ahead=100,
+            judge=lambda growing: growing.tally if growing.tally.copies == 30 else None,
+        )  # fmt: skip
+        assert np.array_equal(growing.result(timeout=LIMIT).counts, alone(whole).counts)
+    queue.close()
+    assert sum(told) == 30
