@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -87,8 +88,11 @@ def _on_cpu(bundle: Bundle) -> Place:
     engines = [open_engine(graph, device="cpu", threads=1) for graph in (bundle.denoiser, bundle.classifier)]
     pipeline = _pipeline(bundle, *engines)
 
+    # Graphs with a fixed batch are filled to it.
+    grain = math.lcm(ROWS, *(tensor.shape[0] or 1 for engine in engines for tensor in engine.inputs))
+
     def counters(rows: int) -> list[HostCounter]:
-        return [HostCounter(pipeline, rows=rows, grain=ROWS) for _ in range(cores)]
+        return [HostCounter(pipeline, rows=-(-rows // grain) * grain, grain=grain) for _ in range(cores)]
 
     return Place(f"{platform.processor() or platform.machine()} {cores} cores", pipeline, counters, ON_CORE)
 
