@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from fvit.certificates.bounds import clopper_pearson
+from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.runtime.noise import LARGEST_SIGMA, draw, noisy_copies, philox_key, thresholds
 
@@ -77,6 +78,14 @@ def test_thresholds_are_the_multiprecise_normal_distribution_rounded_down(
     law = thresholds(sigma)
     assert law.first == min(exact[sigma])
     assert law.table.tolist() == list(exact[sigma].values())
+
+
+@pytest.mark.parametrize("sigma", [0.001, *LEVELS, LARGEST_SIGMA])
+def test_the_slack_of_a_certificate_covers_every_threshold(sigma: float) -> None:
+    terms = Terms(
+        sigma=sigma, n=1000, alpha=1e-3, k=(10,), beta=0.8, aggregate="vote", seed=0, size=(64, 48)
+    )  # fmt: skip
+    assert terms.slack >= len(thresholds(sigma).table) * 2.0**-64 * 1000 * 3 * 64 * 48
 
 
 @pytest.mark.parametrize("sigma", LEVELS)
