@@ -23,6 +23,10 @@ TURN = 64
 """Copies that an account is served before those served less come first: a short request then gets all of its
 copies in one go, and requests of one length are done one after another instead of all at the end."""
 
+CREDIT = 1024
+"""Copies by which a new account counts as served less than all that are open: it comes first until it has
+had so many, and then in turn with them, however many they had before."""
+
 OLDEST = 4
 """One of so many rows of a batch belongs to the oldest stretch, so that none starves."""
 
@@ -160,6 +164,7 @@ class _Desk:
         self._devices = devices
         self._open: dict[Counted, None] = {}
         self._ages = itertools.count()
+        self._least = 0  # what the open account had that was served least, when rows were last taken
         self._changed = threading.Condition()
         self._refused: str | None = None
         self._ending = False
@@ -180,6 +185,7 @@ class _Desk:
             if self._refused is not None:
                 raise FvitError(self._refused)
             counted = Counted(stretch, age=next(self._ages), spare=spare)
+            stretch.account.served = max(stretch.account.served, self._least - CREDIT)
             self._open[counted] = None
             self._add(counted, len(stretch.copies))
             empty = not stretch.copies
@@ -272,6 +278,7 @@ class _Desk:
         wanted = [counted for counted in ready if not counted.spare]
         room = rows
         if wanted:
+            self._least = min(counted.stretch.account.served for counted in wanted)
             oldest = min(wanted, key=lambda counted: counted.age)
             room -= self._give(oldest, max(1, rows // OLDEST), taken)
             for counted in heapq.nsmallest(rows, wanted, key=lambda counted: counted.turn):

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fvit.certificates.tally import Tally
 from fvit.errors import DeviceLost, FvitError
 from fvit.runtime.images import Picture, read_image
-from fvit.runtime.queue import OLDEST, Account, Batch, Counted, Queue, Stretch
+from fvit.runtime.queue import CREDIT, OLDEST, Account, Batch, Counted, Queue, Stretch
 
 CLASSES, TOKENS = 3, 5
 LIMIT = 60
@@ -170,6 +170,30 @@ def test_stretches_of_one_account_are_served_by_age() -> None:
     result(other)
     served = [number for batch in device.begun for number, _ in rows_of(batch)]
     assert served == [one.stretch] * 100 + [other.stretch] * 100
+    queue.close()
+
+
+def test_a_newcomer_comes_first_and_then_in_turn_with_who_had_much_before() -> None:
+    device = Device(rows=64, free=False)
+    queue = Queue([device])
+    old = queue.submit(stretch(0, range(100_000)))
+    for _ in range(100):
+        device.wait_begun()
+        device.step()
+    new = queue.submit(stretch(1, range(100_000)))
+    device.wait_begun()
+    device.step()
+    shares = []
+    for _ in range(60):
+        batch = device.wait_begun()
+        shares.append(sum(len(copies) for one, copies in batch if one is new.stretch))
+        device.step()
+    first = -(-CREDIT // (64 - 64 // OLDEST))
+    assert shares[:first] == [64 - 64 // OLDEST] * first
+    assert 0.4 < sum(shares[first + 1 :]) / (64 * (60 - first - 1)) < 0.6
+    old.cancel()
+    new.cancel()
+    device.run_free()
     queue.close()
 
 
