@@ -170,7 +170,3 @@ def _report(bundle: Path, exported: dict[str, Exported]) -> None:
     # Linux counts in units of 1,024 bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     console.print(f"bundle written to {bundle}; peak memory {peak:.1f} GB", soft_wrap=True)
-
-
-def main() -> None:
-    commands.run(app)

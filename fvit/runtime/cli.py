@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from PIL import Image
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fvit import commands
+from fvit.certificates.claims import AttentionClaim, ClassClaim
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
@@ -30,6 +32,10 @@ from fvit.runtime.loading import Batch, load
 app = typer.Typer(add_completion=False)
 console = Console()
 problems = Console(stderr=True)
+
+
+LONGEST_STEM = 200
+"""Bytes of an image's name that its pictures carry: a name may have 255 on most file systems."""
 
 
 class Aggregates(str, Enum):
@@ -97,6 +103,8 @@ def fvit_certify(
         )
     if radius is not None and seconds is not None:
         raise FvitError("--radius decides as soon as it can and --seconds refines: give one of them")
+    if seconds is not None and not seconds > 0:
+        raise FvitError(f"--seconds {seconds:g}: give a positive time")
     if save_input and out is None:
         raise FvitError("--save-input needs a folder: give --out")
     if out is not None:
@@ -147,7 +155,7 @@ class Run:
     seconds: float | None
     save_input: bool
     max_pixels: int
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Certificate] = field(default_factory=list)
     failed: int = 0
     skipped: int = 0
     _seen: dict[str, Path] = field(default_factory=dict)
@@ -166,7 +174,9 @@ class Run:
             TextColumn("{task.completed:,.0f} of {task.total:,.0f} copies"),
             CopiesPerSecond(), TimeRemainingColumn(),
         )  # fmt: skip
-        with Progress(*columns, console=problems, transient=True) as progress:
+        with Progress(
+            *columns, console=problems, transient=True, disable=not problems.is_terminal
+        ) as progress:
             task = progress.add_task("", total=each * len(self.files))
             waiting: list[Picture] = []
 
@@ -209,16 +219,16 @@ class Run:
             _say(f"error: {error}", style="red")
             self.failed += 1
             return None
-        if self.journal is not None:
-            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest, seed=self.seed)
-            if record is not None:
-                self.rows.append(record)
-                self.skipped += 1
-                return None
         if picture.pixels_sha256 in self._seen:
             _say(f"{file} has the pixels of {self._seen[picture.pixels_sha256]}, and is done once")
             return None
         self._seen[picture.pixels_sha256] = file
+        if self.journal is not None:
+            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest, seed=self.seed)
+            if record is not None:
+                self.rows.append(Certificate.model_validate(record))
+                self.skipped += 1
+                return None
         if picture.resized_from is not None:
             (rows, columns), (height, width) = picture.resized_from, size
             _say(f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of")
@@ -227,17 +237,18 @@ class Run:
         return picture
 
     def _keep(self, picture: Picture, certificate: Certificate) -> None:
-        record = certificate.to_dict()
         if self.journal is not None:
             self._draw(picture, certificate, self.journal.folder)
-            self.journal.append(record)
-        self.rows.append(record)
+            self.journal.append(certificate.to_dict())
+        self.rows.append(certificate)
 
     def _draw(self, picture: Picture, certificate: Certificate, folder: Path) -> None:
         # The picture goes before the record: a record that is there then implies its picture.
         from fvit.runtime.pictures import write_picture, written_whole
 
-        stem = f"{Path(picture.name).stem}-{picture.pixels_sha256[:8]}"
+        # As long as a file system lets a name be, with what is added to it.
+        name = os.fsdecode(os.fsencode(Path(picture.name).stem)[:LONGEST_STEM])
+        stem = f"{name}-{picture.pixels_sha256[:8]}"
         try:
             write_picture(self.vit, picture, certificate, file=folder / f"{stem}.png")
             if self.save_input:
@@ -252,7 +263,7 @@ class CopiesPerSecond(ProgressColumn):
         return Text(f"{task.speed:,.0f} copies/s" if task.speed else "")
 
 
-def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
+def table(rows: list[Certificate], terms: Terms) -> Table:
     """One row a record; radii are ℓ2, and a dash stands for abstention."""
     title = (
         f"σ = {terms.sigma:g}, n = {terms.n:,}, α = {terms.alpha:g}, "
@@ -267,23 +278,19 @@ def table(rows: list[dict[str, Any]], terms: Terms) -> Table:
     if terms.radius is not None:
         drawn.add_column(f"at radius {terms.radius:g}", no_wrap=True)
     for row in rows:
-        of_class = row["class"]
+        of_class, decision = row.class_, row.decision
         drawn.add_row(
-            Text(commands.one_line(Path(row["image"]).stem)),
-            "abstains" if of_class["abstained"] else Text(commands.one_line(of_class["label"])),
-            f"{100 * of_class['counts'][str(of_class['index'])] / row['copies']:.1f} %",
+            Text(commands.one_line(Path(row.image).stem)),
+            "abstains" if of_class.abstained else Text(commands.one_line(of_class.label)),
+            f"{100 * of_class.counts.get(str(of_class.index), 0) / row.copies:.1f} %",
             _radius(of_class),
-            *map(_radius, row.get("explanations", [row["attention"]])),
-            f"{row['copies']:,}",
-            f"{row['seconds']:.1f}",
-            *([row["decision"]["answer"]] if "decision" in row else []),
+            *map(_radius, row.attentions),
+            f"{row.copies:,}",
+            f"{row.seconds:.1f}",
+            *([] if decision is None else [decision.answer]),
         )
     return drawn
 
 
-def _radius(claim: dict[str, Any]) -> str:
-    return "–" if claim["abstained"] else f"{claim['radius_l2']:.3f}"
-
-
-def main() -> None:
-    commands.run(app)
+def _radius(claim: ClassClaim | AttentionClaim) -> str:
+    return "–" if claim.abstained else f"{claim.radius_l2:.3f}"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -35,6 +37,12 @@ Python does for a batch is still small beside it."""
 
 BATCH = 64
 """Copies that a GPU takes at once unless told."""
+
+BYTES_OF_COPY, BYTES_OF_IMAGE = 10, 8
+"""Of a value of a copy, and of the image that it is denoised to, while a CPU core works on its batch."""
+
+LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where a control group's limit of memory is to be read, in version 2 and 1."""
 
 
 def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch | None = None) -> FaithfulViT:
@@ -74,13 +82,17 @@ class Place:
 
 
 def _on(bundle: Bundle, *, device: str, batch: Batch | None) -> FaithfulViT:
-    if not (batch in (None, "auto") or (isinstance(batch, int | np.integer) and batch >= 1)):
+    if isinstance(batch, np.integer):
+        batch = int(batch)
+    if not (batch is None or (isinstance(batch, str) and batch == "auto")) and not (
+        isinstance(batch, int) and batch >= 1
+    ):
         raise FvitError(f"batch = {batch}: give a number of copies from 1 on, or auto")
     place = _on_cpu(bundle) if device == "cpu" else _on_gpus(bundle, device=device, batch=batch)
     rows = place.batch if batch is None else batch
     if rows == "auto":
         rows = place.batch if device.startswith("tensorrt") else _fastest(bundle, place, device=device)
-    return FaithfulViT(bundle, place.pipeline, place.counters(int(rows)), device=device)
+    return FaithfulViT(bundle, place.pipeline, place.counters(rows), device=device)
 
 
 def _on_cpu(bundle: Bundle) -> Place:
@@ -92,9 +104,39 @@ def _on_cpu(bundle: Bundle) -> Place:
     grain = math.lcm(ROWS, *(tensor.shape[0] or 1 for engine in engines for tensor in engine.inputs))
 
     def counters(rows: int) -> list[HostCounter]:
+        _check_memory(bundle, rows=rows, cores=cores)
         return [HostCounter(pipeline, rows=-(-rows // grain) * grain, grain=grain) for _ in range(cores)]
 
     return Place(f"{platform.processor() or platform.machine()} {cores} cores", pipeline, counters, ON_CORE)
+
+
+def _check_memory(bundle: Bundle, *, rows: int, cores: int) -> None:
+    """Raise OutOfMemory where so many rows on each core do not fit in what is free now."""
+    sizes = (bundle.manifest.image_size, bundle.manifest.classifier_size)
+    copy, image = (3 * math.prod(size) for size in sizes)
+    a_row = cores * (BYTES_OF_COPY * copy + BYTES_OF_IMAGE * image)
+    free = _free_memory()
+    if rows * a_row > free:
+        raise OutOfMemory(
+            f"batch = {rows}: so many copies on each of {cores} cores take {rows * a_row / 1e9:,.1f} GB, and "
+            f"{free / 1e9:,.1f} GB are free: use at most {max(1, int(free // a_row))}"
+        )
+
+
+def _free_memory() -> float:
+    """Bytes that a process may still have, by what the machine and the process's control group say."""
+    limits = [math.inf]
+    if found := re.search(r"MemAvailable: +(\d+) kB", _said(Path("/proc/meminfo"))):
+        limits.append(1024 * int(found[1]))
+    limits += [int(said) for said in map(_said, LIMITS) if said.strip().isdecimal()]
+    return min(limits)
+
+
+def _said(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +18,8 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import Picture, find_images
+from fvit.runtime.images import MAX_PIXELS, SPECIAL, Picture, find_images, read_image
+from fvit.runtime.journal import NAME
 from fvit.runtime.loading import load
 
 app = typer.Typer(add_completion=False)
@@ -24,6 +27,11 @@ console = Console(soft_wrap=True, highlight=False)
 
 LONGEST = 1 << 24
 """Bytes of a line: a record of ten thousand tokens takes a fifth of this."""
+
+LONGEST_NAME = 4096
+"""Characters of an image's name that are shown."""
+
+TOO_LONG = FvitError(f"is longer than {LONGEST:,} bytes: no record")
 
 HOPELESS = 100
 """So many lines without one JSON object, and the file is something else."""
@@ -39,6 +47,9 @@ def fvit_verify(
         list[Path] | None, typer.Option(help="Their images, or folders of them; may be repeated.")
     ] = None,
     device: Annotated[str, typer.Option(help="As for fvit-certify; for drawing again.")] = "cpu",
+    max_pixels: Annotated[
+        int, typer.Option(help="Refuse larger images before they are decoded.", min=1)
+    ] = MAX_PIXELS,
     _version: commands.VersionOption = False,
 ) -> None:
     """Derive every number of every record again from its counts, and say what does not follow.
@@ -55,7 +66,7 @@ def fvit_verify(
             good += _told(number, line, _findings(line))
     else:
         with load(bundle, device=device) as vit:
-            pictures = {picture.pixels_sha256: picture for picture in map(vit.read, find_images(images))}
+            pictures = _pictures(find_images(images), size=vit.pipeline.image_size, max_pixels=max_pixels)
             for number, line in lines_of(certificates):
                 total += 1
                 good += _told(number, line, _findings(line) or _compared(vit, line, pictures))
@@ -68,26 +79,30 @@ def fvit_verify(
 def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
     """The lines of a file with their numbers, each as what its JSON holds, or a FvitError where it is none.
 
-    Raises FvitError where the file cannot be read, is empty, or HOPELESS lines pass without an object.
+    Raises FvitError where the file is neither a regular one nor a pipe, cannot be read or is empty, or
+    where nothing in its first HOPELESS lines, or before a line of more than LONGEST bytes, is an object.
     """
     number = objects = 0
     try:
-        with file.open("rb") as opened:
+        # A pipe that nobody writes to opens, and ends, at once.
+        with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
+            kind = os.fstat(opened.fileno()).st_mode
+            if not stat.S_ISREG(kind) and not stat.S_ISFIFO(kind):
+                raise FvitError(f"{file} is {SPECIAL.get(stat.S_IFMT(kind), 'no file')}, no {NAME}")
+            os.set_blocking(opened.fileno(), True)
             while line := opened.readline(LONGEST + 1):
                 number += 1
-                found = _parsed(line)
-                while not line.endswith(b"\n") and (line := opened.readline(LONGEST)):
-                    found = FvitError(f"is longer than {LONGEST:,} bytes: no record")
+                found = _parsed(line) if len(line) <= LONGEST else TOO_LONG
                 objects += isinstance(found, dict)
-                if number == HOPELESS and not objects:
-                    raise FvitError(
-                        f"{file} is no certificates.jsonl: its first {HOPELESS} lines hold no record"
-                    )
+                if not objects and (number == HOPELESS or found is TOO_LONG):
+                    raise FvitError(f"{file} is no {NAME}: nothing at its beginning is a record")
+                while found is TOO_LONG and not line.endswith(b"\n") and line:
+                    line = opened.readline(LONGEST)
                 yield number, found
     except OSError as error:
         raise FvitError(f"{file} cannot be read: {error.strerror}") from error
     if number == 0:
-        raise FvitError(f"{file} holds no record")
+        raise FvitError(f"{file} is empty: it holds no record")
 
 
 def _parsed(line: bytes) -> Any:
@@ -101,6 +116,19 @@ def _findings(line: Any) -> list[str]:
     return [str(line)] if isinstance(line, FvitError) else verify(line)
 
 
+def _pictures(files: list[Path], *, size: tuple[int, int], max_pixels: int) -> dict[str, Picture]:
+    """By the hash of their pixels; what cannot be read is said, and left out."""
+    found = {}
+    for file in files:
+        try:
+            picture = read_image(file, size=size, max_pixels=max_pixels)
+        except FvitError as error:
+            commands.complain(str(error))
+        else:
+            found[picture.pixels_sha256] = picture
+    return found
+
+
 def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Picture]) -> list[str]:
     """What the copies of a record that follows, drawn again, have against it."""
     said = Certificate.model_validate(record)
@@ -108,7 +136,14 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
         return [f"bundle {said.bundle[:12]}… made it, not this one ({vit.bundle.digest[:12]}…)"]
     if (picture := pictures.get(said.pixels_sha256)) is None:
         return ["its image is not among those given"]
-    found = vit.recount(picture, said.terms, copies=said.copies)
+    if said.size != vit.pipeline.image_size:
+        return ["size is not that of this bundle's copies"]
+    try:
+        said.terms.check(tokens=vit.pipeline.tokens)
+        vit.pipeline.schedule.timestep(said.sigma)
+        found = vit.recount(picture, said.terms, copies=said.copies)
+    except FvitError as error:
+        return [f"its copies cannot be drawn here: {error}"]
     weaker = []
     if not said.class_.abstained and (
         found.class_.index != said.class_.index or found.class_.radius_l2 < said.class_.radius_l2
@@ -136,7 +171,7 @@ def _told(number: int, line: Any, findings: list[str]) -> bool:
     """Print one record's row; whether it is good."""
     name = f"line {number}"
     if isinstance(line, dict) and isinstance(line.get("image"), str):
-        name += f", {commands.one_line(line['image'])}"
+        name += f", {commands.one_line(line['image'][:LONGEST_NAME])}"
     row = Text(f"{name}: ")
     row.append(
         commands.one_line("; ".join(findings)) if findings else "follows",
@@ -144,7 +179,3 @@ def _told(number: int, line: Any, findings: list[str]) -> bool:
     )
     console.print(row)
     return not findings
-
-
-def main() -> None:
-    commands.run(app)
