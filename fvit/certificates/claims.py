@@ -71,7 +71,7 @@ class AttentionClaim(Part):
 
     tokens: Annotated[tuple[Index, ...], Row]
     grid: Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], Row]
-    k: Annotated[int, Field(ge=1)]
+    k: Annotated[int, Field(ge=1, lt=2**31)]
     beta: Annotated[float, Field(gt=0, le=1)]
     aggregate: Aggregate
     votes: Annotated[tuple[Count, ...], Row]

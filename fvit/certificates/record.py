@@ -28,6 +28,7 @@ ORDER = 2.0
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Side = Annotated[int, Field(gt=0, lt=2**16)]
+Wealth = Annotated[int, Field(gt=-(2**62), lt=2**62)]
 Copies = Annotated[int, Field(ge=1, le=MOST_COPIES)]
 
 
@@ -67,7 +68,7 @@ class Certificate(Part):
     class_: Annotated[ClassClaim, Field(alias="class")]
     attention: AttentionClaim
     explanations: Annotated[tuple[AttentionClaim, ...], Row] | None = None
-    wealth: Annotated[tuple[Annotated[tuple[int, ...], Row], ...], Row] | None = None
+    wealth: Annotated[tuple[Annotated[tuple[Wealth, ...], Row], ...], Row] | None = None
     faithful: Faithful
     bound: Bound
     decision: Decision | None = None

@@ -34,7 +34,7 @@ def verify(record: object) -> list[str]:
     """What does not follow in a record, in plain sentences that name the field; empty where all follows.
 
     record: what JSON gives, of any kind. What counts cannot tell stays open: whether they are those of
-    the image, seed and bundle that are named, and the class's label.
+    the image, seed and bundle that are named, the class's label, and how the tokens lie on the grid.
     """
     if not isinstance(record, dict):
         return ["this is no record: a JSON object is needed"]
@@ -45,6 +45,8 @@ def verify(record: object) -> list[str]:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_context=False, include_input=False)
         return [f"{_path(each['loc'])}: {each['msg']}" for each in wrong[:MOST_FINDINGS]]
+    if nothing := [name for name, value in record.items() if value is None]:
+        return [f"{name} is null: a field without a value is left out" for name in nothing]
     return [*_of_terms(record)] or [*_of_claims(record)][:MOST_FINDINGS]
 
 
@@ -88,7 +90,7 @@ def _of_counts(name: str, a: Record, r: Record) -> Iterator[str]:
     if not len(a["sums"]) == tokens == math.prod(a["grid"]):
         yield f"{name}.votes and sums have to have a number for each of the {math.prod(a['grid'])} of grid"
         return
-    if k + _lost(k, a["beta"]) > tokens:
+    if k >= tokens or k + _lost(k, a["beta"]) > tokens:
         yield f"{name}.k is {k}, too many for {tokens} tokens and beta {a['beta']}"
     if sum(a["votes"]) != k * copies or max(a["votes"]) > copies:
         yield f"{name}.votes cannot be those of {copies} copies with {k} votes each"
@@ -113,7 +115,8 @@ def _of_claims(r: Record) -> Iterator[str]:
     f, radius = r["faithful"], r["attention"]["radius_l2"]
     if f["radius_l2"] != radius:
         yield f"faithful.radius_l2 is {f['radius_l2']}, but attention.radius_l2 is {radius}"
-    if not math.isclose(f["divergence"], f["order"] / 2 * (radius / r["sigma"]) ** 2, rel_tol=1e-9):
+    moved = radius / r["sigma"]
+    if not math.isclose(f["divergence"], f["order"] / 2 * moved * moved, rel_tol=1e-9):
         yield f"faithful.divergence is {f['divergence']}, which order and radius do not give"
     if "decision" in r:
         yield from _of_decision(r, sure=sure, alpha=sure * 0.9 / len(explanations))
