@@ -7,8 +7,9 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from types import TracebackType
@@ -31,6 +32,9 @@ from fvit.runtime.host import DenoisedClassifier
 from fvit.runtime.images import ImageLike, Picture, read_image
 from fvit.runtime.noise import philox_key
 from fvit.runtime.queue import Account, Counter, Queue, Stretch
+
+MOST_REFINED = 100_000
+"""Copies of one image that a refinement ends at, unless told."""
 
 MOST_OPEN = 64
 """Images whose copies are queued at once, at the most."""
@@ -68,6 +72,17 @@ class PredictAsked(TypedDict, total=False):
     sigma: float
     n: int
     alpha: float
+    seed: int | None
+
+
+class RefineAsked(TypedDict, total=False):
+    """What may be asked of refine beside its limits, with its defaults."""
+
+    sigma: float
+    alpha: float
+    k: int | Sequence[int]
+    beta: float
+    aggregate: Aggregate
     seed: int | None
 
 
@@ -118,7 +133,7 @@ class FaithfulViT:
 
     def predict(
         self,
-        image: ImageLike,
+        image: ImageLike | Picture,
         *,
         sigma: float = 0.25,
         n: int = 32,
@@ -131,16 +146,16 @@ class FaithfulViT:
         seed: of the noise; from the operating system's entropy unless told. Raises FvitError for an image
         that cannot be read, σ outside the schedule, and n and alpha that cannot decide.
         """
-        return self._predicting(self.read(image), sigma=sigma, n=n, alpha=alpha, seed=seed).result()
+        return self.predicting(self.read(image), sigma=sigma, n=n, alpha=alpha, seed=seed).result()
 
-    async def predict_async(self, image: ImageLike, **asked: Unpack[PredictAsked]) -> Prediction:
+    async def predict_async(self, image: ImageLike | Picture, **asked: Unpack[PredictAsked]) -> Prediction:
         """predict, awaitable. Cancelling frees its copies."""
         picture = await asyncio.to_thread(self.read, image)
-        return await asyncio.wrap_future(self._predicting(picture, **asked))
+        return await asyncio.wrap_future(self.predicting(picture, **asked))
 
     def certify(
         self,
-        image: ImageLike,
+        image: ImageLike | Picture,
         *,
         sigma: float = 0.25,
         n: int = 1000,
@@ -162,19 +177,19 @@ class FaithfulViT:
         terms = self.terms(
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate, seed=seed
         )
-        return self._certifying(self.read(image), terms).result()
+        return self.certifying(self.read(image), terms).result()
 
-    async def certify_async(self, image: ImageLike, **asked: Unpack[Asked]) -> Certificate:
+    async def certify_async(self, image: ImageLike | Picture, **asked: Unpack[Asked]) -> Certificate:
         """certify, awaitable. Cancelling frees its copies."""
         picture = await asyncio.to_thread(self.read, image)
-        return await asyncio.wrap_future(self._certifying(picture, self.terms(**asked)))
+        return await asyncio.wrap_future(self.certifying(picture, self.terms(**asked)))
 
     def refine(
         self,
-        image: ImageLike,
+        image: ImageLike | Picture,
         *,
         sigma: float = 0.25,
-        n: int = 100_000,
+        n: int = MOST_REFINED,
         seconds: float | None = None,
         alpha: float = 1e-3,
         k: int | Sequence[int] = 10,
@@ -192,17 +207,42 @@ class FaithfulViT:
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, aggregate=aggregate, seed=seed, refining=True
         )
         shown: SimpleQueue[Certificate | None] = SimpleQueue()
-        growing = self._certifying(self.read(image), terms, seconds=seconds, on_look=shown.put)
+        grown = _Grown(shown.put)
+        growing = self.certifying(self.read(image), terms, seconds=seconds, on_look=grown)
         growing.add_done_callback(lambda _: shown.put(None))
-        best, last = (-1.0, -1.0), None
         try:
             while (certificate := shown.get()) is not None:
-                radii = (certificate.class_.radius_l2, certificate.attention.radius_l2)
-                if radii[0] > best[0] or radii[1] > best[1]:
-                    best = (max(radii[0], best[0]), max(radii[1], best[1]))
-                    last = certificate
-                    yield certificate
-            if growing.result() is not last:
+                yield certificate
+            if growing.result() is not grown.last:
+                yield growing.result()
+        finally:
+            growing.cancel()
+
+    async def refine_async(
+        self,
+        image: ImageLike | Picture,
+        *,
+        n: int = MOST_REFINED,
+        seconds: float | None = None,
+        **asked: Unpack[RefineAsked],
+    ) -> AsyncIterator[Certificate]:
+        """refine, as an asynchronous iterator. Leaving it, by aclose or cancellation, frees its copies."""
+        terms = self.terms(n=n, refining=True, **asked)
+        picture = await asyncio.to_thread(self.read, image)
+        loop = asyncio.get_running_loop()
+        shown: asyncio.Queue[Certificate | None] = asyncio.Queue()
+
+        def show(certificate: Certificate | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens
+                loop.call_soon_threadsafe(shown.put_nowait, certificate)
+
+        grown = _Grown(show)
+        growing = self.certifying(picture, terms, seconds=seconds, on_look=grown)
+        growing.add_done_callback(lambda _: show(None))
+        try:
+            while (certificate := await shown.get()) is not None:
+                yield certificate
+            if growing.result() is not grown.last:
                 yield growing.result()
         finally:
             growing.cancel()
@@ -227,7 +267,7 @@ class FaithfulViT:
         try:
             for picture in pictures:
                 growing.append(
-                    self._certifying(picture, terms, seconds=seconds, account=account, on_copies=on_copies)
+                    self.certifying(picture, terms, seconds=seconds, account=account, on_copies=on_copies)
                 )
                 while len(growing) >= most or (growing and growing[0].done()):
                     yield growing.popleft().result()
@@ -259,9 +299,15 @@ class FaithfulViT:
         self.pipeline.schedule.timestep(terms.sigma)
         return terms
 
-    def read(self, image: ImageLike) -> Picture:
-        """The image at the bundle's size; raises FvitError where it cannot be read."""
-        return read_image(image, size=self.pipeline.image_size)
+    def read(self, image: ImageLike | Picture) -> Picture:
+        """The image at the bundle's size, a Picture as it is; raises FvitError where it cannot be read, or
+        is a Picture of another size."""
+        size = self.pipeline.image_size
+        if not isinstance(image, Picture):
+            return read_image(image, size=size)
+        if image.pixels.shape[1:] != size:
+            raise FvitError(f"the picture has {image.pixels.shape[1:]} pixels, this bundle takes {size}")
+        return image
 
     def recount(self, picture: Picture, terms: Terms, *, copies: int) -> Certificate:
         """What the first `copies` copies of a picture certify on these terms: a record's claims, drawn again
@@ -270,7 +316,7 @@ class FaithfulViT:
         tally = self.queue.submit(self._stretch(picture, terms, copies=copies)).result()
         return self._certificate(picture, tally, terms, seconds=time.perf_counter() - started)
 
-    def _predicting(
+    def predicting(
         self,
         picture: Picture,
         *,
@@ -279,6 +325,8 @@ class FaithfulViT:
         alpha: float = 1e-3,
         seed: int | None = None,
     ) -> Growing[Prediction]:
+        """A prediction under way, as predict has it. What cannot be asked raises here, what goes wrong
+        later is the future's; cancelling it frees its copies."""
         seed = drawn_seed() if seed is None else seed
         terms = Terms.of(
             sigma=sigma, n=n, alpha=alpha, k=(), beta=1.0, aggregate="vote", seed=seed,
@@ -310,25 +358,33 @@ class FaithfulViT:
 
         return self._grow(picture, terms, judge)
 
-    def _certifying(
+    def certifying(
         self,
         picture: Picture,
         terms: Terms,
         *,
         seconds: float | None = None,
         account: Account | None = None,
-        on_look: Callable[[Certificate], Any] = lambda certificate: None,
+        on_look: Callable[[Certificate], Any] | None = None,
         on_copies: Callable[[int], Any] = lambda copies: None,
     ) -> Growing[Certificate]:
+        """A certificate under way. What goes wrong is the future's; cancelling it frees its copies.
+
+        terms: from `terms`. seconds: after its first copies are taken, until it has to do with those it has.
+        on_look: called with the certificate at every look, in a thread of this object's. on_copies: called
+        with the number of copies counted since its last call.
+        """
+
         def judge(growing: Growing[Certificate]) -> Certificate | None:
             tally, taken = growing.tally, time.perf_counter() - (growing.started or 0.0)
             last = tally.copies == terms.n or (seconds is not None and taken >= seconds)
             if terms.radius is not None and not last:
                 last = decide(tally, terms).answer != "undecided"
-            if not last and not terms.refining:
+            if not last and on_look is None:
                 return None
             certificate = self._certificate(picture, tally, terms, seconds=taken)
-            on_look(certificate)
+            if on_look is not None:
+                on_look(certificate)
             return certificate if last else None
 
         return self._grow(picture, terms, judge, account=account, on_copies=on_copies)
@@ -374,6 +430,21 @@ class FaithfulViT:
             bundle=self.bundle.digest,
             seconds=round(seconds, 3),
         )
+
+
+class _Grown:
+    """Shows the certificates that have a larger radius than all before; `last` is the last shown."""
+
+    def __init__(self, show: Callable[[Certificate], Any]) -> None:
+        self.last: Certificate | None = None
+        self._show, self._class, self._attention = show, -1.0, -1.0
+
+    def __call__(self, certificate: Certificate) -> None:
+        of_class, attention = certificate.class_.radius_l2, certificate.attention.radius_l2
+        if of_class > self._class or attention > self._attention:
+            self._class, self._attention = max(of_class, self._class), max(attention, self._attention)
+            self.last = certificate
+            self._show(certificate)
 
 
 def drawn_seed() -> int:

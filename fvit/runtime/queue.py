@@ -31,6 +31,10 @@ OLDEST = 4
 """One of so many rows of a batch belongs to the oldest stretch, so that none starves."""
 
 
+LATE = 10.0
+"""Seconds of work that the rate of late is taken over."""
+
+
 class Account:
     """Whose copies they are: stretches of one account are served by age, accounts by what they have had."""
 
@@ -105,6 +109,23 @@ class Counted(Future[Tally]):
         return self.stretch.account.served // TURN, self.age
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What a queue has done, and where it stands.
+
+    copies: computed so far, in so many batches, which had room for so many rows. waiting: rows that are
+    wanted and not yet taken by a device. devices: how many are left. rate: copies a second while any device
+    was at work, over the last LATE seconds of that; None before the first batch.
+    """
+
+    copies: int
+    batches: int
+    room: int
+    waiting: int
+    devices: int
+    rate: float | None
+
+
 _Taken: TypeAlias = "list[tuple[Counted, range]]"
 
 
@@ -132,6 +153,11 @@ class Queue:
     def waiting(self) -> int:
         """How many rows are wanted and not yet taken by a device: what a new stretch may have to wait for."""
         return self._desk.waiting
+
+    @property
+    def statistics(self) -> Statistics:
+        """What has been done so far, and what is left to do."""
+        return self._desk.statistics
 
     def submit(self, stretch: Stretch, *, spare: bool = False) -> Counted:
         """Queue a stretch; its tally is complete when the future is.
@@ -169,6 +195,18 @@ class _Desk:
         self._refused: str | None = None
         self._ending = False
         self._process = os.getpid()
+        self._copies = self._batches = self._room = self._out = 0
+        self._busy, self._then = 0.0, 0.0
+        self._late = deque([(0.0, 0)])
+
+    @property
+    def statistics(self) -> Statistics:
+        with self._changed:
+            seconds, copies = self._late[0]
+            rate = (self._copies - copies) / (self._busy - seconds) if self._copies > copies else None
+            return Statistics(
+                self._copies, self._batches, self._room, self.waiting, devices=self._devices, rate=rate
+            )
 
     @property
     def mine(self) -> bool:
@@ -230,12 +268,22 @@ class _Desk:
                 if self._ending and not self._open:
                     return []
                 self._changed.wait()
-            return self._rows(rows, grain=counter.grain)
+            taken = self._rows(rows, grain=counter.grain)
+            if taken:
+                self._batches += 1
+                self._room += rows
+                self._at_work(1)
+            return taken
 
     def counted(self, taken: _Taken, tallies: list[Tally]) -> None:
         """A batch is done."""
         complete = []
         with self._changed:
+            self._at_work(-1)
+            self._copies += sum(len(copies) for _, copies in taken)
+            self._late.append((self._busy, self._copies))
+            while len(self._late) > 2 and self._busy - self._late[1][0] > LATE:
+                self._late.popleft()
             for (counted, copies), tally in zip(taken, tallies, strict=True):
                 if not counted.settled:
                     counted.stretch.tally.merge(tally)
@@ -249,12 +297,15 @@ class _Desk:
 
     def failed(self, taken: _Taken, error: Exception) -> None:
         """A batch failed: so have its stretches."""
+        with self._changed:
+            self._at_work(-1)
         for counted in dict(taken):
             self._settle(counted, error)
 
-    def returned(self, taken: _Taken) -> None:
+    def returned(self, taken: _Taken, *, batches: int) -> None:
         """A device left without having counted these rows: they are to be taken again."""
         with self._changed:
+            self._at_work(-batches)
             for counted, copies in reversed(taken):
                 if not counted.settled:
                     counted.todo.appendleft(copies)
@@ -271,6 +322,14 @@ class _Desk:
             left = list(self._open)
         for counted in left:
             self._settle(counted, reason)
+
+    def _at_work(self, batches: int) -> None:
+        """So many more batches are under way: time counts while any is."""
+        now = time.perf_counter()
+        if self._out:
+            self._busy += now - self._then
+        self._then = now
+        self._out += batches
 
     def _rows(self, rows: int, *, grain: int) -> _Taken:
         taken: _Taken = []
@@ -355,7 +414,7 @@ def _serve(desk: _Desk, counter: Counter) -> None:
                     desk.counted(taken, finish())
             except DeviceLost as reason:
                 error = reason
-                desk.returned([*taken, *(row for each, _ in begun for row in each)])
+                desk.returned([*taken, *(row for each, _ in begun for row in each)], batches=1 + len(begun))
             except Exception as reason:  # whatever an engine raises is the batch's, not the queue's
                 desk.failed(taken, reason)
     finally:

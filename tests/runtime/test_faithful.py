@@ -13,6 +13,7 @@ from PIL import Image
 import fvit
 from fvit.certificates.radii import Aggregate
 from fvit.certificates.verify import verify
+from fvit.runtime.images import read_image
 
 AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
 
@@ -179,6 +180,45 @@ def test_leaving_a_refinement_frees_its_copies(vit: fvit.FaithfulViT, samples: l
         assert certificate.copies < 100_000
         break
     assert vit.queue.waiting == 0
+
+
+def test_an_awaited_refinement_shows_the_same_and_leaving_it_frees_its_copies(
+    vit: fvit.FaithfulViT, samples: list[Path]
+) -> None:
+    async def awaited() -> list[dict[str, Any]]:
+        shown = vit.refine_async(vit.read(samples[0]), n=60, seed=2)
+        return [without_seconds(certificate) async for certificate in shown]
+
+    async def left() -> None:
+        task = asyncio.ensure_future(anext(vit.refine_async(samples[0], n=10_000)))
+        while vit.queue.waiting == 0:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    alone = [without_seconds(certificate) for certificate in vit.refine(samples[0], n=60, seed=2)]
+    assert asyncio.run(awaited()) == alone
+    asyncio.run(left())
+    assert vit.queue.waiting == 0
+
+
+def test_a_look_may_be_watched_without_changing_the_answer(
+    vit: fvit.FaithfulViT, samples: list[Path]
+) -> None:
+    seen: list[int] = []
+    terms = vit.terms(n=200, radius=0.05, seed=0)
+    picture = vit.read(samples[0])
+    watched = vit.certifying(picture, terms, on_look=lambda certificate: seen.append(certificate.copies))
+    assert without_seconds(watched.result()) == without_seconds(vit.certifying(picture, terms).result())
+    assert seen == list(terms.looks[: len(seen)])
+    assert seen[-1] == watched.result().copies
+
+
+def test_a_picture_of_another_size_is_refused(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
+    small = read_image(samples[0], size=(8, 8))
+    with pytest.raises(fvit.FvitError, match=r"\(8, 8\) pixels, this bundle takes \(64, 64\)"):
+        vit.predict(small)
 
 
 def test_a_refinement_may_end_with_time(vit: fvit.FaithfulViT, samples: list[Path]) -> None:

@@ -252,6 +252,45 @@ def test_one_can_ask_how_many_rows_wait() -> None:
 # --- cancelling and failing ----------------------------------------------------------------------------
 
 
+def test_statistics_say_what_was_computed_how_full_batches_were_and_what_is_left() -> None:
+    device = Device(rows=4, free=False)
+    queue = Queue([device, Device(rows=4, faults=[DeviceLost("gone")])])
+    done = queue.submit(stretch(1, range(6)))
+    device.run_free()
+    result(done)
+    queue.close()
+    found = queue.statistics
+    assert found.copies == 6
+    assert found.waiting == 0
+    assert found.room == 4 * found.batches
+    assert found.batches >= 2
+    assert found.devices == 0
+
+
+def test_the_rate_counts_only_the_time_in_which_a_device_is_at_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("fvit.runtime.queue.time.perf_counter", lambda: now[0])
+    device = Device(rows=4, free=False)
+    queue = Queue([device])
+    assert queue.statistics.rate is None
+    for _ in range(3):
+        counted = queue.submit(stretch(1, range(4)))
+        device.wait_begun()
+        now[0] += 2.0
+        device.step()
+        result(counted)
+        now[0] += 1000.0  # nothing to do
+    assert queue.statistics.rate == pytest.approx(4 / 2.0)
+    for _ in range(20):  # twice as fast: what is longer ago than LATE counts no more
+        counted = queue.submit(stretch(1, range(4)))
+        device.wait_begun()
+        now[0] += 1.0
+        device.step()
+        result(counted)
+    assert queue.statistics.rate == pytest.approx(4.0)
+    queue.close()
+
+
 def test_cancelling_frees_the_rows_from_the_next_batch_on() -> None:
     device = Device(rows=4, free=False)
     queue = Queue([device])
