@@ -6,13 +6,12 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.extras import require
-from fvit.runtime.gpu.device import Gpu
+from fvit.runtime.gpu.device import Gpu, GpuEvent
 
 Run = Callable[[int, Callable[[], None]], None]
 """Does its work so many times, calls the function that it is given after each, and waits for the device."""
@@ -54,13 +53,10 @@ class EventClock:
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
-        self._driver = require("pycuda.driver", extra=None, purpose="running on a GPU")
-        self._events: list[Any] = []
+        self._events: list[GpuEvent] = []
 
     def mark(self) -> None:
-        with self._gpu:
-            self._events.append(self._driver.Event().record(self._gpu._stream))
+        self._events.append(self._gpu.event())
 
     def milliseconds(self) -> NDArray[np.float64]:
-        with self._gpu:
-            return np.array([first.time_till(then) for first, then in itertools.pairwise(self._events)])
+        return np.array([first.milliseconds_to(then) for first, then in itertools.pairwise(self._events)])

@@ -5,8 +5,9 @@
 Denoiser, classifier and whole pipeline (noise, denoiser, classifier, counting) as torch eager, torch.compile
 and our engines run them, in one run on one device. Batches go in a row, as in a certificate, and the time of
 one is that between its end and the end of the batch before: by CUDA events on the stream that the work is
-on, by the wall clock on a CPU. Certificates are timed from call to return. The ratio is to torch eager in
-the same precision, or in fp32 where torch has no such precision (int8). fp16 is measured on a GPU only.
+on, by the wall clock on a CPU, where our pipeline is a request to the queue and its answer. Certificates are
+timed from call to return. The ratio is to torch eager in the same precision, or in fp32 where torch has no
+such precision (int8). fp16 is measured on a GPU only.
 
 Where torch and TensorRT live in different environments, run once with torch and --bundles DIR, and once
 more with --no-torch, the same --bundles DIR and --against the first run's JSON: one table comes out.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,16 +33,19 @@ from benchmarks.clocks import Clock, EventClock, Run, WallClock, in_a_row
 from benchmarks.keeping import RESULTS, publish
 from benchmarks.machine import machine
 from fvit.certificates.tally import Tally
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.extras import require
-from fvit.runtime.bundle import open_bundle
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.gpu.counter import DeviceSmoother
+from fvit.runtime.bundle import Bundle, open_bundle
+from fvit.runtime.gpu.counter import DeviceCounter
 from fvit.runtime.gpu.device import Gpu
-from fvit.runtime.host import Section
+from fvit.runtime.gpu.plans import build_plans, open_engines
+from fvit.runtime.host import DenoisedClassifier
+from fvit.runtime.images import read_image
 from fvit.runtime.loading import load
+from fvit.runtime.queue import Stretch
 
-SIGMA, K, N0 = 0.25, 10, 100
+SIGMA, K = 0.25, 10
 NAMES = {"cpu": "onnxruntime", "cuda": "onnxruntime", "ort-tensorrt": "ort-tensorrt", "tensorrt": "tensorrt"}
 WORKSPACE = 4 << 30
 IN_A_ROW = 10
@@ -77,76 +82,97 @@ def torch_ways(
 
 
 def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> Iterator[Way]:
+    make = way_on_cpu if engine == "cpu" else way_on_gpu
     for precision, bundle in bundles.items():
         for batch in batches:
-            before = free_megabytes(engine)
             try:
-                vit = placed(bundle, engine=engine, batch=batch)
+                yield make(bundle, engine=engine, precision=precision, batch=batch)
             except FvitError as error:
                 console.print(f"{engine}, {precision}, batch {batch} left out: {error}", soft_wrap=True)
-                continue
-
-            def taken(before: float | None = before) -> float | None:
-                now = free_megabytes(engine)
-                return None if before is None or now is None else before - now
-
-            yield our_way(vit, name=NAMES[engine.partition(":")[0]], megabytes=taken)
 
 
-def placed(bundle: Path, *, engine: str, batch: int) -> FaithfulViT:
-    """The bundle on an engine; plans that are missing are built."""
-    if engine.startswith("tensorrt:"):
-        Gpu(int(engine.partition(":")[2])).build_plans(open_bundle(bundle), batch=batch, workspace=WORKSPACE)
-    return load(bundle, device=engine, batch=batch)
-
-
-def our_way(vit: FaithfulViT, *, name: str, megabytes: Callable[[], float | None]) -> Way:
-    pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
-    counter, precision = vit._smoother, vit.engine["precision"]
+def way_on_cpu(bundle: Path, *, engine: str, precision: str, batch: int) -> Way:
+    """Networks whose rows all cores share; the pipeline as a request of so many copies finds it."""
+    opened = open_bundle(bundle)
+    size, schedule = opened.manifest.image_size, opened.manifest.schedule
+    engines = [open_engine(graph, device="cpu") for graph in (opened.denoiser, opened.classifier)]
+    networks = DenoisedClassifier(*engines, schedule=schedule, image_size=size)
+    noisy, sigma = np.full((batch, 3, *size), 0.5, np.float32), np.full(batch, SIGMA, np.float32)
+    images = networks.denoise(noisy, sigma=sigma)
+    vit = load(bundle)
 
     def pipeline(times: int, mark: Callable[[], None]) -> None:
-        tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (K,))
-        section = Section(pixels, range(times * vit.batch), tally)
-        for _ in counter.run([section], sigma=SIGMA, seed=0, on_copies=lambda copies: mark()):
-            pass
+        for i in range(times):
+            vit.queue.submit(stretch(opened, range(i * batch, (i + 1) * batch))).result()
+            mark()
 
-    if not isinstance(counter, DeviceSmoother):
-        noisy = np.repeat(pixels[None], vit.batch, axis=0)
-        images = vit.pipeline.denoise(noisy, sigma=SIGMA)
-        stages = {
-            "denoiser": in_a_row(lambda: vit.pipeline.denoise(noisy, sigma=SIGMA), wait=lambda: None),
-            "classifier": in_a_row(lambda: vit.pipeline.classify(images), wait=lambda: None),
-            "pipeline": pipeline,
-        }
-        return Way(name, precision, vit.batch, stages, WallClock, lambda: None, megabytes)
-    assert isinstance(counter.device, Gpu)
-    gpu, memory = counter.device, counter._memory
+    stages = {
+        "denoiser": in_a_row(lambda: networks.denoise(noisy, sigma=sigma), wait=lambda: None),
+        "classifier": in_a_row(lambda: networks.classify(images), wait=lambda: None),
+        "pipeline": pipeline,
+    }
+    return Way(NAMES[engine], precision, batch, stages, WallClock, lambda: None, lambda: None)
+
+
+def way_on_gpu(bundle: Path, *, engine: str, precision: str, batch: int) -> Way:
+    """Plans that are missing are built."""
+    kind, _, index = engine.partition(":")
+    opened, gpu = open_bundle(bundle), Gpu(int(index))
+    before = free_megabytes(engine)
+    if kind == "tensorrt":
+        build_plans(opened, gpu, batch=batch, workspace=WORKSPACE)
+    engines = open_engines(opened, gpu, device=engine, batch=batch if kind == "tensorrt" else None)
+    counter = DeviceCounter(gpu, *engines, schedule=opened.manifest.schedule, rows=batch)
+
+    def pipeline(times: int, mark: Callable[[], None]) -> None:
+        """One batch ahead, as the queue has it."""
+        begun: deque[Callable[[], object]] = deque()
+        for i in range(times):
+            copies = range(i * batch, (i + 1) * batch)
+            begun.append(counter.begin([(stretch(opened, copies), copies)]))
+            mark()
+            if len(begun) > counter.ahead:
+                begun.popleft()()
+        for finish in begun:
+            finish()
 
     def bound(part: int) -> Run:
-        work = counter._engines[part].bind(memory)
-        launch = gpu.captured(work) if counter._engines[part].capturable else work
-        return in_a_row(launch, wait=lambda: gpu.download(memory["sigma"]))  # which waits for the stream
+        work = counter.engines[part].bind(counter.memory)
+        launch = gpu.captured(work) if counter.engines[part].capturable else work
+        return in_a_row(launch, wait=gpu.wait)
 
     def outside() -> float:
         """By events before and after the networks of every batch."""
-        networks, events = counter._networks, EventClock(gpu)
+        networks, events = counter.networks, EventClock(gpu)
 
         def between() -> None:
             events.mark()
             networks()
             events.mark()
 
-        counter._networks = between
+        counter.networks = between
         try:
             pipeline(IN_A_ROW, lambda: None)
         finally:
-            counter._networks = networks
+            counter.networks = networks
         gaps = events.milliseconds()[:-1]  # networks, the rest, networks, …, the rest
         return float(gaps[1::2].sum() / gaps.sum())
 
+    def megabytes() -> float | None:
+        now = free_megabytes(engine)
+        return None if before is None or now is None else before - now
+
     pipeline(1, lambda: None)  # puts something in every input
     stages = {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}
-    return Way(name, precision, vit.batch, stages, lambda: EventClock(gpu), outside, megabytes)
+    return Way(NAMES[kind], precision, batch, stages, lambda: EventClock(gpu), outside, megabytes)
+
+
+def stretch(bundle: Bundle, copies: range) -> Stretch:
+    """Copies of a grey picture, counted as for a certificate."""
+    manifest = bundle.manifest
+    picture = read_image(np.full((*manifest.image_size, 3), 128, np.uint8), size=manifest.image_size)
+    tally = Tally(len(manifest.labels), manifest.tokens, (K,))
+    return Stretch(picture, copies, sigma=SIGMA, key=0, tally=tally)
 
 
 def free_megabytes(engine: str) -> float | None:
@@ -212,14 +238,16 @@ def certificates(
         if not whole:
             continue
         batch = max(whole, key=lambda row: row["copies_per_second"])["batch"]
-        vit = placed(bundle, engine=engine, batch=batch)
-        pixels = np.random.default_rng(0).random((3, *vit.pipeline.image_size), np.float32)
-        vit.predict(pixels, n=batch)
-        for n in sizes:
-            start = time.perf_counter()
-            vit.certify(pixels, sigma=SIGMA, n0=N0, n=n, k=K)
-            seconds = time.perf_counter() - start
-            found.append({"name": name, "precision": precision, "batch": batch, "n": n, "seconds": seconds})
+        with load(bundle, device=engine, batch=None if engine == "cpu" else batch) as vit:
+            image = np.full((*vit.pipeline.image_size, 3), 128, np.uint8)
+            vit.predict(image, n=max(batch, 32))
+            for n in sizes:
+                start = time.perf_counter()
+                vit.certify(image, sigma=SIGMA, n=n, k=K)
+                seconds = time.perf_counter() - start
+                found.append(
+                    {"name": name, "precision": precision, "batch": batch, "n": n, "seconds": seconds}
+                )
     return found
 
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks.sharing BUNDLE [--device cpu] [--seconds 30]
 
-Callers of predict(n = 16) that call again as soon as they are answered, 1, 4, 16 and 64 of them; the same beside
-four callers of certify(n = 5000); and one caller beside those four that calls once a second. All in one run,
-against one caller of certify(n = 5000) with the whole machine for itself, measured at the start and the end.
+Callers of predict(n = 16) that call again as soon as they are answered, 1, 4, 16 and 64 of them; the same
+beside four callers of certify(n = 5000); and one caller beside those four that calls once a second. All in
+one run, against one caller of certify(n = 5000) with the whole machine for itself, measured at the start and
+the end.
 """
 
 from __future__ import annotations
@@ -128,8 +129,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['machine']['cpu']}, {result['device']}, {result['precision']} bundle; one caller of "
         f"certify(n = {LONG}): {ceiling:.0f} copies/s (100 %); {LONG_CALLERS} of them: {kept:.0f}.",
         "",
-        f"| callers of predict(n = {SHORT}) | their copies/s | copies/s of certify | both, of one certify's | "
-        "certify keeps | p50, ms | p95 | p99 | calls |",
+        f"| callers of predict(n = {SHORT}) | their copies/s | copies/s of certify | both, of one certify's "
+        "| certify keeps | p50, ms | p95 | p99 | calls |",
         "|---|---|---|---|---|---|---|---|---|",
         *(row(callers, case) for callers, case in result["alone"].items()),
         *(row(f"{callers}, beside 4 of certify", case) for callers, case in result["beside"].items()),
