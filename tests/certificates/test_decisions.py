@@ -21,7 +21,7 @@ def terms(**asked: Any) -> Terms:
     return Terms.of(**(given | asked))
 
 
-@pytest.mark.parametrize(("aggregate", "runs"), [("vote", 60), ("mean", 12)])
+@pytest.mark.parametrize(("aggregate", "runs"), [("vote", 40), ("mean", 8)])
 def test_at_most_alpha_of_the_decisions_are_ever_false(aggregate: str, runs: int) -> None:
     """Whether one would stop there or not: the answer at every look is held against the truth."""
     rng, false, answered = np.random.default_rng(1), 0, set()

@@ -36,7 +36,8 @@ def test_the_terms_come_back_from_a_record(make: Make, kind: dict[str, Any]) -> 
     sizes = kind.get("k", 10)
     assert terms == Terms.of(
         sigma=0.25, n=900, alpha=1e-3, k=sizes, beta=kind.get("beta", 0.8),
-        aggregate=kind.get("aggregate", "vote"), seed=5, size=(64, 48), radius=kind.get("radius"), refining=kind.get("refining", False),
+        aggregate=kind.get("aggregate", "vote"), seed=5, size=(64, 48),
+        radius=kind.get("radius"), refining=kind.get("refining", False),
     )  # fmt: skip
 
 

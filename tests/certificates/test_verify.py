@@ -191,6 +191,7 @@ ALTERATIONS: dict[str, Callable[[Record], None]] = {
     "deep in another place": put("more", nested_object(50_000)),
     "markup": put("attention.aggregate", "[bold]vote[/bold]<script>"),
     "a field with markup": put("[red]x[/red]", 1),
+    "a field with lines": put("a\nb\x1b[31m" + "c" * 10_000, 1),
     "hash": put("sha256", "x" * 64),
     "hash of pixels": put("pixels_sha256", "0" * 63),
     "another name": several(put("class_", 1), drop("class")),
