@@ -23,8 +23,11 @@ LARGEST_SIGMA = 14.0
 BITS = 200
 """Precision of Φ: the chance that an error beyond 2⁻¹²⁰ moves one of 2¹⁶ thresholds is nil."""
 
+GUIDED = np.uint64(47)
+"""Lower bits of a word that the guide does not see: of its upper 17, it has a table of 256 KB."""
+
 SEARCH = np.int16(-(2**15))
-"""What the guide holds where a word's upper 16 bits do not tell its t."""
+"""What the guide holds where a word's upper bits do not tell its t."""
 
 _computing = Lock()  # mpmath keeps constants for the whole process, and not safely for threads
 
@@ -35,7 +38,7 @@ class Thresholds:
 
     first: the t of words below table[0], which is 0: the smallest t is first + 1. table: uint64 [M], Θ_j of
     j = first, first + 1, …; its last entry stands for 2⁶⁴, which uint64 does not hold, and is never compared
-    with. guide: int16 [65536], the t of all words with these upper 16 bits, or SEARCH.
+    with. guide: int16 [2¹⁷], the t of all words with these upper bits, or SEARCH.
     """
 
     first: int
@@ -44,15 +47,15 @@ class Thresholds:
 
     def integers(self, words: NDArray[np.uint64]) -> NDArray[np.int16]:
         """The t of each word, in the shape of `words`."""
-        found = self.guide.take((words >> np.uint64(48)).view(np.int64))
+        found = self.guide.take((words >> GUIDED).view(np.int64))
         rest = np.flatnonzero(found == SEARCH)
         found.put(rest, _search(self.first, self.table, words.take(rest)))
         return found
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=32)
 def thresholds(sigma: float) -> Thresholds:
-    """The thresholds of a noise level, from multiprecision; kept, so that a σ costs its 25 ms (at 0.25; 0.3 s
+    """The thresholds of a noise level, from multiprecision; kept, so that a σ costs its 50 ms (at 0.25; 0.4 s
     at 2) once a process.
 
     Raises FvitError where σ is not in (0, LARGEST_SIGMA].
@@ -62,11 +65,11 @@ def thresholds(sigma: float) -> Thresholds:
             f"σ = {sigma:g}: noise on the 8-bit grid needs σ above 0 and at most {LARGEST_SIGMA:g}"
         )
     lower = np.array(_tail(sigma), np.uint64)
-    # Φ(−z) = 1 − Φ(z), and no 2⁶⁴ Φ is an integer.
+    # Φ(−z) = 1 − Φ(z), and none of these 2⁶⁴ Φ is an integer.
     table = np.concatenate([lower[::-1], ~lower])
     first = -len(lower)
-    starts = np.arange(2**16, dtype=np.uint64) << np.uint64(48)
-    low, high = (_search(first, table, words) for words in (starts, starts + np.uint64(2**48 - 1)))
+    starts = np.arange(2**17, dtype=np.uint64) << GUIDED
+    low, high = (_search(first, table, words) for words in (starts, starts + np.uint64(2**47 - 1)))
     guide = np.where(low == high, low, SEARCH)
     for array in (table, guide):
         array.setflags(write=False)
