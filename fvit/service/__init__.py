@@ -1,0 +1,1 @@
+"""fvit-serve: the queue behind HTTP, and a page to watch certificates grow."""
