@@ -66,9 +66,10 @@ def run(module: str) -> NoReturn:
             stream.reconfigure(errors="backslashreplace")  # ASCII has no σ
     status = 1
     try:
-        status = importlib.import_module(module).app(standalone_mode=False) or 0
+        ended = importlib.import_module(module).app(standalone_mode=False)
         if sys.stdout is not None:
             sys.stdout.flush()
+        status = ended or 0
     except FvitError as error:
         complain(str(error))
     except UsageError as error:

@@ -1,12 +1,14 @@
 import importlib.util
+import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import fvit
-from fvit.errors import FvitError
-from fvit.runtime import loading
-from fvit.runtime.batching import SIZES
+from fvit.errors import FvitError, OutOfMemory
+from fvit.runtime import batching, loading
 
 
 def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> None:
@@ -19,28 +21,65 @@ def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> No
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
 def test_auto_takes_the_cpu_and_says_why_not_the_others(demo_bundle: Path) -> None:
-    vit = fvit.load(demo_bundle, device="auto")
-    assert vit.engine["device"] == "cpu"
-    assert [reason.partition(":0: ")[0] for reason in vit.passed_over] == ["tensorrt", "ort-tensorrt", "cuda"]
-    assert all("pycuda" in reason for reason in vit.passed_over)
+    with fvit.load(demo_bundle, device="auto") as vit:
+        assert vit.engine["device"] == "cpu"
+        why_not = [reason.partition(":0: ") for reason in vit.passed_over]
+    assert [device for device, _, _ in why_not] == ["tensorrt", "ort-tensorrt", "cuda"]
+    assert all("pycuda" in reason for _, _, reason in why_not)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0", ""])
 def test_a_device_that_is_none_is_refused_with_those_that_are(demo_bundle: Path, device: str) -> None:
     with pytest.raises(FvitError, match=f"unknown device '{device}': use cpu"):
         fvit.load(demo_bundle, device=device)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 2.0, "x", "", np.array([1, 2])])
+def test_a_batch_that_is_none_is_refused(demo_bundle: Path, batch: Any) -> None:
+    with pytest.raises(FvitError, match=r"batch = .*: give a number of copies from 1 on, or auto"):
+        fvit.load(demo_bundle, batch=batch)
+
+
+def test_a_batch_that_memory_does_not_hold_is_refused_with_what_it_does(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OutOfMemory, match=r"take .* GB, and .* GB are free: use at most \d+$"):
+        fvit.load(demo_bundle, batch=10**12)
+    monkeypatch.setattr(loading, "_free_memory", lambda: 10e6)
+    with pytest.raises(OutOfMemory, match="use at most") as caught:
+        fvit.load(demo_bundle, batch=10**12)
+    most = int(str(caught.value).split()[-1])
+    with fvit.load(demo_bundle, batch=most) as vit:
+        assert vit.rows >= most
+    with pytest.raises(OutOfMemory, match=f"use at most {most}$"):
+        fvit.load(demo_bundle, batch=most + 1)
+
+
+def test_the_memory_of_a_control_group_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = loading._free_memory()
+    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "limit").write_text("1000000\n")
+    monkeypatch.setattr(loading, "LIMITS", (tmp_path / "max", tmp_path / "absent"))
+    assert 0.1 * free < loading._free_memory() < 1e15
+    monkeypatch.setattr(loading, "LIMITS", (tmp_path / "max", tmp_path / "limit"))
+    assert loading._free_memory() == 1e6
 
 
 def test_the_batch_is_measured_once_and_remembered(
     demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert fvit.load(demo_bundle).batch == 32
-    found = fvit.load(demo_bundle, batch="auto").batch
-    assert found in SIZES
+    monkeypatch.setattr(batching, "SIZES", (8, 16))
+    monkeypatch.setattr(loading, "time_of_copy", lambda run, rows: run(rows) or 1.0)
+    cores = len(os.sched_getaffinity(0))
+    with fvit.load(demo_bundle) as unless_told:
+        assert unless_told.rows == 4 * cores
+    with fvit.load(demo_bundle, batch="auto") as measured:
+        assert measured.rows == 8 * cores  # 16 are not faster
 
     def measured_again(*_: object) -> int:
         raise AssertionError
 
     monkeypatch.setattr(loading, "fastest_batch", measured_again)
-    assert fvit.load(demo_bundle, batch="auto").batch == found
+    with fvit.load(demo_bundle, batch="auto") as remembered:
+        assert remembered.rows == measured.rows
