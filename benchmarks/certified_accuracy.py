@@ -1,6 +1,6 @@
 """How accurate, how certain, how faithful is the embedded FViT?  With its denoiser and without.
 
-    python benchmarks/certified_accuracy.py BUNDLE [--images 200] [--n 1000]
+    python -m benchmarks.certified_accuracy.py BUNDLE [--images 200] [--n 1000]
 
 Certifies fresh held-out compositions at several σ and writes a table to benchmarks/results/; rows of
 an earlier run on the same bundle are kept. Every certificate is kept in the work folder as it is
@@ -10,6 +10,7 @@ done, so a run that was stopped continues.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,38 +20,45 @@ import typer
 from rich.progress import track
 
 from benchmarks.keeping import RESULTS, publish
-from fvit.certificates.record import Terms, top_tokens
+from fvit.certificates.claims import top_tokens
 from fvit.demo.data import Compositions, compositions, tokens_on_mask
+from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.host import DenoisedClassifier, Floats, Smoother, noisy_copies
+from fvit.runtime.host import DenoisedClassifier, Floats, HostCounter
+from fvit.runtime.loading import ON_CORE
+from fvit.runtime.noise import noisy_copies, philox_key
 
 SEED = 77
 RADII = (0.0, 0.25, 0.5, 0.75)
+K = 10
 
 
 class NoDenoiser(DenoisedClassifier):
     """The same classifier, shown the noisy copies as they are."""
 
-    def denoise(self, noisy: Floats, *, sigma: float) -> Floats:
+    def denoise(self, noisy: Floats, *, sigma: Floats) -> Floats:
         return noisy
 
 
 def main(
     bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions to certify.")] = 200,
-    n: Annotated[int, typer.Option(help="Copies that estimate.")] = 1000,
+    n: Annotated[int, typer.Option(help="Copies of each image.")] = 1000,
     sigma: Annotated[list[float] | None, typer.Option(help="Noise levels.")] = None,
     work: Annotated[Path, typer.Option(help="Folder for finished certificates.")] = Path("build/accuracy"),
 ) -> None:
     opened = open_bundle(bundle)
     data = compositions(max(1000, images), seed=SEED, split="held-out")
-    rows = [
-        measure(vit, data, images=images, sigma=level, n=n, name=name, work=work)
-        for level in sigma or [0.25, 0.5, 0.12]
-        for name, vit in pipelines(opened).items()
-    ]
+    rows: list[dict[str, Any]] = []
+    for name, kind in PIPELINES.items():
+        with running(opened, kind) as vit:
+            accuracy = clean_accuracy(vit, data)
+            rows += [
+                measure(vit, data, images=images, sigma=level, n=n, name=name, work=work)
+                for level in sigma or [0.25, 0.5, 0.12]
+            ]
     file = RESULTS / "certified_accuracy.json"
     earlier = json.loads(file.read_text()) if file.exists() else {}
     if (earlier.get("bundle"), earlier.get("n")) == (opened.digest, n):
@@ -59,24 +67,24 @@ def main(
     result = {
         "bundle": opened.digest,
         "n": n,
-        "clean_accuracy": clean_accuracy(pipelines(opened)["with"], data),
+        "clean_accuracy": accuracy,
         "rows": sorted(rows, key=lambda row: (row["denoiser"] != "with", row["sigma"])),
     }
     publish("certified_accuracy", result, markdown(result))
 
 
-def pipelines(bundle: Bundle) -> dict[str, FaithfulViT]:
-    """The bundle's FViT with its denoiser and without it."""
-    engines = (open_engine(bundle.denoiser, device="cpu"), open_engine(bundle.classifier, device="cpu"))
+PIPELINES: dict[str, type[DenoisedClassifier]] = {"with": DenoisedClassifier, "without": NoDenoiser}
+
+
+def running(bundle: Bundle, kind: type[DenoisedClassifier]) -> FaithfulViT:
+    """The bundle's FViT with its denoiser or without it, on every core."""
+    denoiser, classifier = (
+        open_engine(graph, device="cpu", threads=1) for graph in (bundle.denoiser, bundle.classifier)
+    )
     manifest = bundle.manifest
-
-    def smoothed(kind: type[DenoisedClassifier]) -> FaithfulViT:
-        pipeline = kind(*engines, schedule=manifest.schedule, image_size=manifest.image_size)
-        return FaithfulViT(
-            bundle, pipeline, device="cpu", batch=32, smoother=lambda batch: Smoother(pipeline, batch=batch)
-        )
-
-    return {"with": smoothed(DenoisedClassifier), "without": smoothed(NoDenoiser)}
+    pipeline = kind(denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size)
+    counters = [HostCounter(pipeline, rows=ON_CORE, grain=ROWS) for _ in os.sched_getaffinity(0)]
+    return FaithfulViT(bundle, pipeline, counters, device="cpu")
 
 
 def clean_accuracy(vit: FaithfulViT, data: Compositions) -> float:
@@ -93,7 +101,7 @@ def measure(
     vit: FaithfulViT, data: Compositions, *, images: int, sigma: float, n: int, name: str, work: Path
 ) -> dict[str, Any]:
     """One row of the table: certificates of the first images at one σ."""
-    terms = Terms(sigma=sigma, n0=100, n=n, alpha=1e-3, k=(10,), beta=0.8, aggregate="vote", seed=0)
+    terms = vit.terms(sigma=sigma, n=n, k=K, seed=SEED)
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"{vit.bundle.digest[:12]}-{name}-{sigma:g}-{n}.jsonl"
     done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -135,10 +143,13 @@ def plain_share(
 
     def shares() -> Iterator[float]:
         for i in range(images):
-            pixels = vit.read(data.images[i]).pixels
-            shown = noisy_copies(pixels, range(i, i + 1), sigma=sigma, seed=SEED)
+            picture = vit.read(data.images[i])
+            shown = np.divide(picture.pixels[None], 255, dtype=np.float32)
+            if sigma:
+                key = philox_key(picture.pixels_sha256, size=vit.pipeline.image_size, seed=SEED)
+                shown = noisy_copies(picture.pixels, range(1), sigma=sigma, key=key)
             _, attribution = vit.pipeline.classify(shown)
-            yield float(on_mask[i, top_tokens(attribution[0], 10)].mean())
+            yield float(on_mask[i, top_tokens(attribution[0], K)].mean())
 
     return float(np.mean(list(shares())))
 

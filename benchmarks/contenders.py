@@ -76,12 +76,12 @@ class TorchModel:
                 module.halve()
         self.device, self.image_shape, self.size = device, (3, side, side), explained.size
         self.level = torch.tensor(SIGMA, device=device)
-        self.timestep = torch.tensor(loaded.schedule.timestep(SIGMA), device=device)
+        self.timestep = torch.tensor(loaded.schedule.timestep(SIGMA), dtype=torch.float32, device=device)
         self.denoiser: Callable[..., Tensor] = torch.compile(denoiser) if compiled else denoiser
         self.classifier: Callable[..., Any] = torch.compile(explained) if compiled else explained
 
     def denoise(self, noisy: Tensor) -> Tensor:
-        return self.denoiser(noisy, self.level, self.timestep)
+        return self.denoiser(noisy, self.level.expand(len(noisy)), self.timestep.expand(len(noisy)))
 
     def smooth(self, pixels: Tensor, *, batch: int, times: int, k: int, mark: Callable[[], None]) -> None:
         """Noise, denoiser, classifier and counting of `times` batches, each marked at its end; the counts

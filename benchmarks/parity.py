@@ -1,6 +1,6 @@
 """Do full-sized models export, and how far are their graphs from torch?
 
-    python benchmarks/parity.py [--model NAME]...
+    python -m benchmarks.parity [--model NAME]...
 
 Random weights. Every explanation that a model has, in fp32 and in fp16, at batch 5 and 1, against the
 fp32 module in torch; then the 256x256 ADM denoiser of the papers at 224 pixels. Each export runs in its
@@ -23,6 +23,7 @@ import typer
 from rich.progress import track
 
 from benchmarks.contenders import published_adm
+from benchmarks.keeping import RESULTS
 from benchmarks.machine import peak_megabytes
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
@@ -30,7 +31,6 @@ from fvit.export.denoisers import OneShotDenoiser
 from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
 from fvit.export.graphs import export_graph
 
-RESULTS = Path(__file__).parent / "results"
 CLASSIFIERS = (
     "vit_base_patch16_224",
     "deit_small_distilled_patch16_224",
@@ -63,8 +63,8 @@ def export(model: str, explanation: str, precision: str, graph: Path) -> float:
         denoiser = OneShotDenoiser(diffusion, image_size=(224, 224), output_size=(224, 224))
         inputs = {
             "noisy": torch.rand(2, 3, 224, 224, generator=draw),
-            "sigma": torch.tensor(0.25),
-            "timestep": torch.tensor(diffusion.schedule.timestep(0.25)),
+            "sigma": torch.tensor([0.25, 0.5]),
+            "timestep": torch.tensor([float(diffusion.schedule.timestep(level)) for level in (0.25, 0.5)]),
         }
         return export_graph(denoiser, inputs, outputs=("images",), graph=graph, half=half)
     options = {} if timm.get_pretrained_cfg(model).num_classes else {"num_classes": 1000}
@@ -105,7 +105,10 @@ def main(
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
     for each in track(cases(model or [*CLASSIFIERS, LARGE, ADM]), "exporting"):
         done = subprocess.run(
-            [sys.executable, __file__, "--case", ":".join(each)], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "benchmarks.parity", "--case", ":".join(each)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode:
             failed = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]

@@ -1,6 +1,6 @@
 """What do fp16 and int8 change, copy by copy and certificate by certificate?
 
-    python benchmarks/precision.py FP32_BUNDLE OTHER_BUNDLE...  [--copies 1000] [--images 200]
+    python -m benchmarks.precision FP32_BUNDLE OTHER_BUNDLE...  [--copies 1000] [--images 200]
 
 All bundles see the same noisy copies: one copy each of held-out compositions for classes and tokens,
 n = 200 copies an image for certificates.
@@ -15,38 +15,41 @@ import numpy as np
 import typer
 from rich.progress import track
 
+import fvit
 from benchmarks.keeping import publish
-from fvit.certificates.record import top_tokens
+from fvit.certificates.claims import top_tokens
 from fvit.demo.data import Compositions, compositions
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.host import noisy_copies
-from fvit.runtime.loading import load
+from fvit.runtime.noise import noisy_copies, philox_key
 
-SIGMA, RADIUS, K = 0.25, 0.25, 10
+SIGMA, RADIUS, K, SEED = 0.25, 0.25, 10, 0
 
 
-def single_copies(vit: FaithfulViT, data: Compositions, *, copies: int) -> tuple[np.ndarray[Any, Any], ...]:
+def single_copies(
+    vit: fvit.FaithfulViT, data: Compositions, *, copies: int
+) -> tuple[np.ndarray[Any, Any], ...]:
     """Class and top tokens of one noisy copy of each image."""
     classes, tokens = [], []
-    for first in track(range(0, copies, 40), f"{vit.bundle.manifest.precision}: copies"):
-        pixels = [vit.read(image).pixels for image in data.images[first : min(first + 40, copies)]]
-        noisy = [
-            noisy_copies(each, range(first + i, first + i + 1), sigma=SIGMA, seed=0)
-            for i, each in enumerate(pixels)
-        ]
-        logits, attribution = vit.pipeline(np.concatenate(noisy), sigma=SIGMA)
-        classes.append(logits.argmax(axis=1))
-        tokens += [top_tokens(each, K) for each in attribution]
-    return np.concatenate(classes), np.array(tokens)
+    for image in track(data.images[:copies], f"{vit.bundle.manifest.precision}: copies"):
+        picture = vit.read(image)
+        key = philox_key(picture.pixels_sha256, size=vit.pipeline.image_size, seed=SEED)
+        noisy = noisy_copies(picture.pixels, range(1), sigma=SIGMA, key=key)
+        logits, attribution = vit.pipeline(noisy, sigma=np.full(1, SIGMA, np.float32))
+        classes.append(logits[0].argmax())
+        tokens.append(top_tokens(attribution[0], K))
+    return np.array(classes), np.array(tokens)
 
 
-def certified(vit: FaithfulViT, data: Compositions, *, images: int) -> dict[str, float]:
+def certified(vit: fvit.FaithfulViT, data: Compositions, *, images: int) -> dict[str, float]:
     """Shares of images certified correct, and with a certified explanation, at RADIUS and at n = 200."""
     right, radii = 0, []
     pictures = (vit.read(image) for image in data.images[:images])
-    for i, picture in enumerate(track(pictures, f"{vit.bundle.manifest.precision}: certificates", images)):
-        certificate = vit.certify(picture.pixels, sigma=SIGMA, n0=50, n=200, k=K)
-        right += certificate.class_.index == data.labels[i] and certificate.class_.radius_l2 >= RADIUS
+    certificates = vit.certify_many(pictures, vit.terms(sigma=SIGMA, n=200, k=K, seed=SEED))
+    for label, certificate in zip(
+        data.labels,
+        track(certificates, f"{vit.bundle.manifest.precision}: certificates", images),
+        strict=False,
+    ):
+        right += certificate.class_.index == label and certificate.class_.radius_l2 >= RADIUS
         radii.append(certificate.attention.radius_l2)
     return {"certified_correct": right / images, "attention_radius_median": float(np.median(radii))}
 
@@ -58,21 +61,21 @@ def main(
 ) -> None:
     data = compositions(max(copies, images), seed=82, split="held-out")
     rows: list[dict[str, Any]] = []
+    reference: tuple[np.ndarray[Any, Any], ...] = ()
     for bundle in bundles:
-        vit = load(bundle)
-        classes, tokens = single_copies(vit, data, copies=copies)
-        if not rows:
-            reference = classes, tokens
-        kept = [len(set(a) & set(b)) / K for a, b in zip(tokens, reference[1], strict=True)]
-        rows.append(
-            {
-                "precision": vit.bundle.manifest.precision,
-                "bundle": vit.bundle.digest,
-                "same_class": float((classes == reference[0]).mean()),
-                "same_tokens": float(np.mean(kept)),
-                **certified(vit, data, images=images),
-            }
-        )
+        with fvit.load(bundle) as vit:
+            classes, tokens = single_copies(vit, data, copies=copies)
+            reference = reference or (classes, tokens)
+            kept = [len(set(a) & set(b)) / K for a, b in zip(tokens, reference[1], strict=True)]
+            rows.append(
+                {
+                    "precision": vit.bundle.manifest.precision,
+                    "bundle": vit.bundle.digest,
+                    "same_class": float((classes == reference[0]).mean()),
+                    "same_tokens": float(np.mean(kept)),
+                    **certified(vit, data, images=images),
+                }
+            )
     result = {"copies": copies, "images": images, "rows": rows}
     publish("precision", result, markdown(result))
 

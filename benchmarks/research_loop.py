@@ -31,13 +31,14 @@ class ResearchLoop:
 
     def run(self, pixels: Tensor, *, copies: int, sigma: float, k: int, batch: int) -> tuple[Tensor, Tensor]:
         """pixels [3,H,W] in [0,1] -> class counts [C], votes [N] of that many copies."""
-        level, timestep = torch.tensor(sigma), torch.tensor(self.timestep(sigma))
+        levels, timesteps = torch.full((batch,), sigma), torch.full((batch,), self.timestep(sigma))
         counts, votes = torch.zeros(()), torch.zeros(())
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             for first in range(0, copies, batch):
-                repeated = pixels.repeat(min(batch, copies - first), 1, 1, 1)
+                rows = min(batch, copies - first)
+                repeated = pixels.repeat(rows, 1, 1, 1)
                 noisy = repeated + sigma * torch.randn_like(repeated)
-                logits, attribution = self.classify(self.denoise(noisy, level, timestep))
+                logits, attribution = self.classify(self.denoise(noisy, levels[:rows], timesteps[:rows]))
                 counts = counts + nn.functional.one_hot(logits.argmax(1), logits.shape[1]).sum(0)
                 chosen = attribution.topk(k, dim=1).indices
                 votes = votes + torch.zeros_like(attribution).scatter(1, chosen, 1.0).sum(0)
