@@ -79,7 +79,7 @@ def fvit_serve(
             f"without keys anybody who reaches {host} may ask: give --keys FILE, or --open-to-all to mean it"
         )
     rows = _batch(batch)
-    known = Keys(keys) if keys is not None else None
+    known = Keys(keys, on_error=lambda said: log(event="keys", error=said)) if keys is not None else None
     folders = _named(bundles)
     limits = Limits(
         body=max_body << 20, pixels=max_pixels, n=max_n, seconds=max_seconds, waiting=max_waiting,

@@ -6,7 +6,9 @@ import hashlib
 import hmac
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from fvit.errors import FvitError
 
@@ -34,13 +36,17 @@ def new_key(file: Path, *, name: str) -> str:
 
 
 class Keys:
-    """The keys of a file. error: what is broken in it since; the keys then stay as they were."""
+    """The keys of a file. Where it is broken later, on_error is told and they stay as they were.
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._entries = _read(file)
+    Raises FvitError for a file that cannot be read or holds none.
+    """
+
+    def __init__(self, file: Path, *, on_error: Callable[[str], Any]) -> None:
+        self._file, self._on_error = file, on_error
         self._seen = _signature(file)
-        self.error: str | None = None
+        self._entries = _read(file)
+        if not self._entries:
+            raise FvitError(f"{file} holds no key: make one with  fvit-serve key {file} NAME")
 
     def name_of(self, key: str) -> str | None:
         """Whose key it is; None where nobody's. Takes the same time wherever in the file it is."""
@@ -57,9 +63,8 @@ class Keys:
         self._seen = now
         try:
             self._entries = _read(self._file)
-            self.error = None
         except FvitError as error:
-            self.error = str(error)
+            self._on_error(str(error))
 
 
 def _read(file: Path) -> list[tuple[str, bytes, str]]:
@@ -74,8 +79,6 @@ def _read(file: Path) -> list[tuple[str, bytes, str]]:
         if not (parts := LINE.fullmatch(line)):
             raise FvitError(f"{file} is no file of keys: line {number} is not a name, a salt and a hash")
         entries.append((parts[1], bytes.fromhex(parts[2]), parts[3]))
-    if not entries:
-        raise FvitError(f"{file} holds no key: make one with  fvit-serve key {file} NAME")
     return entries
 
 
