@@ -9,14 +9,16 @@ import io
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from importlib.metadata import version
-from typing import Annotated, NoReturn, cast
+from queue import SimpleQueue
+from typing import Annotated, Any, NoReturn, cast
 
 import typer
 
 from fvit.errors import FvitError
-
-INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM)
 
 # Click's UsageError: some versions of typer carry a click of their own, which has no public name.
 UsageError = cast("type[typer.BadParameter]", typer.BadParameter.__bases__[0])
@@ -58,9 +60,8 @@ def run(module: str) -> NoReturn:
 
     The module is imported here, which may take a second that a person may interrupt.
     """
-    for number in INTERRUPTIONS:
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup and a shell's background have it
-            signal.signal(number, _interrupt)
+    global _interruption
+    _interruption = _Interruption()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # ASCII has no σ
@@ -70,8 +71,12 @@ def run(module: str) -> NoReturn:
         if sys.stdout is not None:
             sys.stdout.flush()
         status = ended or 0
-    except FvitError as error:
-        complain(str(error))
+    except (FvitError, CancelledError, Interrupted) as error:
+        if _interruption.number:
+            status = 128 + _interruption.number
+            print("interrupted", file=sys.stderr)
+        else:
+            complain(str(error))
     except UsageError as error:
         status = error.exit_code
         if sys.argv[1:]:
@@ -82,23 +87,56 @@ def run(module: str) -> NoReturn:
         _give_up_stdout()
         if error.errno != errno.EPIPE:  # whom it was written to wants no more
             complain(f"cannot go on: {error.strerror or error}")
-    except Interrupted as interrupted:
-        status = 128 + interrupted.args[0]
-        print("interrupted", file=sys.stderr)
-    _end_at_the_next()
+    _interruption.over()
     sys.exit(status)
 
 
-def _interrupt(number: int, frame: object) -> NoReturn:
-    _end_at_the_next()
-    raise Interrupted(number)
+def on_interruption(cancel: Callable[[], Any]) -> None:
+    """From now on an interruption calls this, in a thread of its own, instead of being raised.
+
+    Raised at any line of the main thread, it may leave locked what other threads wait for. What is cancelled
+    has to end in a CancelledError or FvitError.
+    """
+    _interruption.cancels(cancel)
 
 
-def _end_at_the_next() -> None:
-    """From here on an interruption ends the process at once."""
-    for number in INTERRUPTIONS:
-        if signal.getsignal(number) is _interrupt:
+class _Interruption:
+    """The first Ctrl-C or SIGTERM; from then on another one ends the process at once."""
+
+    number = 0
+
+    def __init__(self) -> None:
+        self._heard: SimpleQueue[None] | None = None
+        self._signals = [
+            number
+            for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN  # as nohup and a shell's background have it
+        ]
+        for number in self._signals:
+            signal.signal(number, self._hear)
+
+    def cancels(self, cancel: Callable[[], Any]) -> None:
+        heard = self._heard = SimpleQueue()
+
+        def wait() -> None:
+            heard.get()
+            cancel()
+
+        threading.Thread(target=wait, name="fvit-interruption", daemon=True).start()
+
+    def over(self) -> None:
+        for number in self._signals:
             signal.signal(number, signal.SIG_DFL)
+
+    def _hear(self, number: int, frame: object) -> None:
+        self.over()
+        self.number = number
+        if self._heard is None:
+            raise Interrupted
+        self._heard.put(None)  # all that is safe here: whatever it stands in may hold a lock
+
+
+_interruption: _Interruption
 
 
 def complain(text: str) -> None:

@@ -36,7 +36,7 @@ def here(command: str, *arguments: object, stdout: TextIO | None = None, encodin
     """Run fvit-`command` in this process, to its exit status. stdout: what takes its output, instead of a
     file of this encoding."""
     out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
-    handlers = {number: signal.getsignal(number) for number in commands.INTERRUPTIONS}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     argv = [f"fvit-{command}", *map(str, arguments)]
     with (
         mock.patch.object(sys, "argv", argv),

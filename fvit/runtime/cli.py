@@ -111,6 +111,7 @@ def fvit_certify(
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
     files = find_images(images, on_skip=lambda file, reason: _say(f"{file} is skipped: {reason}"))
     with load(bundle, device=device, batch=_batch(batch)) as vit:
+        commands.on_interruption(lambda: vit.queue.close(cancel=True))
         for reason in vit.passed_over:
             _say(f"not on {reason}")
         terms = vit.terms(

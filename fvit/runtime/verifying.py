@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from fvit import commands
 from fvit.certificates.record import Certificate
+from fvit.certificates.terms import Terms
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
 from fvit.runtime.faithful import FaithfulViT
@@ -66,6 +68,7 @@ def fvit_verify(
             good += _told(number, line, _findings(line))
     else:
         with load(bundle, device=device) as vit:
+            commands.on_interruption(lambda: vit.queue.close(cancel=True))
             pictures = _pictures(find_images(images), size=vit.pipeline.image_size, max_pixels=max_pixels)
             for number, line in lines_of(certificates):
                 total += 1
@@ -139,11 +142,10 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
     if said.size != vit.pipeline.image_size:
         return ["size is not that of this bundle's copies"]
     try:
-        said.terms.check(tokens=vit.pipeline.tokens)
-        vit.pipeline.schedule.timestep(said.sigma)
-        found = vit.recount(picture, said.terms, copies=said.copies)
+        terms = _asked(vit, said.terms)
     except FvitError as error:
         return [f"its copies cannot be drawn here: {error}"]
+    found = vit.recount(picture, terms, copies=said.copies)
     weaker = []
     if not said.class_.abstained and (
         found.class_.index != said.class_.index or found.class_.radius_l2 < said.class_.radius_l2
@@ -161,6 +163,13 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
     if said.decision is not None and found.decision != said.decision:
         weaker.append(f"'{said.decision.answer}' is recorded, the copies are {_answer(found)} here")
     return weaker
+
+
+def _asked(vit: FaithfulViT, terms: Terms) -> Terms:
+    """These terms, as this bundle can meet them; raises FvitError where it cannot."""
+    asked = dataclasses.asdict(terms)
+    del asked["size"]
+    return vit.terms(**asked)
 
 
 def _answer(found: Certificate) -> str:

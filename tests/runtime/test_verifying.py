@@ -131,14 +131,14 @@ def test_records_that_this_bundle_cannot_have_made_are_rows_too(
     verify: Callable[..., Ended], made: list[Record], again: list[object], vit: fvit.FaithfulViT
 ) -> None:
     forged = [
-        made_of(vit, {"sigma": 50.0}),
+        made_of(vit, {"sigma": 100.0}),
         made_of(vit, {"size": (32, 128)}),
         made_of(vit, {"k": (100,)}, tokens=256),
     ]
     lines = [record | {"pixels_sha256": made[0]["pixels_sha256"]} for record in forged]
     assert rows(verify(lines)) == ["follows"] * 3
     said = rows(verify([*lines, made[0]], *again))
-    assert "cannot be drawn here: σ = 50" in said[0]
+    assert "cannot be drawn here: σ = 100" in said[0]
     assert said[1] == "size is not that of this bundle's copies"
     assert "cannot be drawn here: k = 100: this model has 64 tokens" in said[2]
     assert said[3] == "follows"
