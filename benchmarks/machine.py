@@ -36,5 +36,14 @@ def machine() -> dict[str, str | int]:
 
 def peak_megabytes() -> float:
     """Peak resident memory of this program. `getrusage` would count what its parent held before exec."""
+    return _status("VmHWM")
+
+
+def resident_megabytes() -> float:
+    """Resident memory of this program now."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e6
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) * 1024 / 1e6
