@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.progress import track
 
 import fvit
 from benchmarks.keeping import publish
@@ -58,7 +57,7 @@ def main(
 ) -> None:
     with fvit.load(bundle) as vit:
         precision = vit.bundle.manifest.precision
-    found = list(track(lives(bundle, cycles=cycles), "cycles", cycles))[SETTLED:]
+    found = list(lives(bundle, cycles=cycles))[SETTLED:]
     (slope, _), covariance = np.polyfit(
         np.arange(len(found)), [each["megabytes"] for each in found], 1, cov=True
     )

@@ -8,7 +8,7 @@ from benchmarks.lifetime import lives
 
 
 def test_loading_using_and_closing_again_and_again_keeps_nothing(demo_bundle: Path) -> None:
-    """benchmarks/lifetime.py has 200 cycles; models that stayed would show in a few, at 15 MB or more each."""
+    """benchmarks/lifetime.py has 200 cycles; models that stayed would show in a few, at over 15 MB each."""
     found = list(lives(demo_bundle, cycles=12))[4:]
     assert {each["threads"] for each in found} == {found[0]["threads"]}
     assert {each["files"] for each in found} == {found[0]["files"]}
