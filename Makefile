@@ -2,18 +2,28 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test
+.PHONY: demo test serve browser
 demo: $(INSTALLED)
 	$(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-certify demo-bundle fvit/demo/samples --sigma 0.25 --n 1000 --out demo-out
 
-test: $(INSTALLED)
+serve: $(INSTALLED)
+	test -d demo-bundle || $(VENV)/bin/fvit-export demo demo-bundle
+	$(VENV)/bin/fvit-serve demo-bundle
+
+test: $(INSTALLED) browser
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
+# The page is tested in it, where it may be installed.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core; } || \
+		echo "no chromium: the page's tests are left out (apt-get install chromium)"
+
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,plots,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,plots,serve,dev]'
 	touch $@

@@ -140,7 +140,7 @@ class Service:
             description=documented.DESCRIPTION,
         )  # fmt: skip
         self._routes(api)
-        documented.complete(api, limits)
+        documented.complete(api, limits, keys=keys is not None)
         self.app: App = Wire(cast(App, api), life=life, metrics=self._metrics)
 
     def _routes(self, api: FastAPI) -> None:

@@ -57,7 +57,9 @@ IMAGE: dict[str, Any] = {
 RECORD: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": {"type": "object"}, "example": {"image": "no record"}}},
+        "content": {
+            "application/json": {"schema": {"description": "A record."}, "example": {"image": "no record"}}
+        },
     }
 }
 
@@ -104,12 +106,19 @@ def answers(model: type[BaseModel], said: str, *, png: bool = False) -> dict[int
 
 def streams(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     """A model again and again."""
-    text = {"schema": {"type": "string"}}
+    event = {
+        "type": "object",
+        "properties": {"event": {"enum": ["certificate", "problem"]}, "data": {"type": "string"}},
+        "required": ["event", "data"],
+    }
+    names = (model.__name__, ProblemBody.__name__)
+    line = {"anyOf": [{"$ref": f"#/components/schemas/{name}"} for name in names]}
     said = (
         f"Server-sent events `certificate`, each with a {model.__name__} as its data, or lines of JSON. An "
         "event `problem`, or a line with `type`, ends a stream that failed; all certificates before it hold."
     )
-    return {200: {"description": said, "content": {"text/event-stream": text, "application/x-ndjson": text}}}
+    content = {"text/event-stream": {"schema": event}, "application/x-ndjson": {"schema": line}}
+    return {200: {"description": said, "content": content}}
 
 
 def ready(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
@@ -120,8 +129,8 @@ def ready(model: type[BaseModel]) -> dict[int | str, dict[str, Any]]:
     }
 
 
-def complete(api: FastAPI, limits: Limits) -> None:
-    """Put problems and this service's limits into the schema."""
+def complete(api: FastAPI, limits: Limits, *, keys: bool) -> None:
+    """Put problems and this service's limits into the schema; keys: whether it wants any."""
     schema = get_openapi(title=api.title, version=api.version, description=api.description, routes=api.routes)
     schemas = schema["components"]["schemas"]
     schemas["ProblemBody"] = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -134,9 +143,12 @@ def complete(api: FastAPI, limits: Limits) -> None:
             operation["responses"].pop("422", None)
             if "security" in operation:
                 for status, said in PROBLEMS.items():
-                    operation["responses"].setdefault(
-                        str(status), {"description": said, "content": {MEDIA_TYPE: problem}}
-                    )
+                    if keys or status != 401:
+                        operation["responses"].setdefault(
+                            str(status), {"description": said, "content": {MEDIA_TYPE: problem}}
+                        )
+                if not keys:
+                    del operation["security"]
             for parameter in operation.get("parameters", ()):
                 if parameter["name"] == "n":
                     _bound(parameter["schema"], min(limits.n, limits.waiting, limits.copies or limits.n))
