@@ -93,6 +93,8 @@ class Certificate(Part):
         seconds: float,
     ) -> Certificate:
         """What the copies in the tally certify, on these terms."""
+        if terms.seed is None:
+            raise ValueError("a certificate needs the seed that its copies were drawn from")
         claims = tuple(attention_claim(tally, terms, k=k, grid=grid) for k in terms.k)
         radius = claims[0].radius_l2
         return cls(

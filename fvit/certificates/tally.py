@@ -19,6 +19,9 @@ UNIT = 2**30
 TOTAL = 1 + 2**-8
 """The most that a copy's attribution may sum to, for what floating point adds to 1."""
 
+NOT_FINITE = "the engine returned a value that is not finite: no certificate can rest on it"
+NO_ATTRIBUTION = "the engine returned an attribution that is no distribution over the tokens"
+
 
 @dataclass
 class Tally:
@@ -53,12 +56,12 @@ class Tally:
         0 or above TOTAL, copies without any, and where betting also sums above TOTAL.
         """
         if not (np.isfinite(logits).all() and np.isfinite(attribution).all()):
-            raise FvitError("the engine returned a value that is not finite: no certificate can rest on it")
+            raise FvitError(NOT_FINITE)
         exact = attribution.astype(np.float64)
         totals = exact.sum(axis=1)
         most = totals if self.betting else exact
         if (exact < 0).any() or (totals <= 0).any() or (most > TOTAL).any():
-            raise FvitError("the engine returned an attribution that is no distribution over the tokens")
+            raise FvitError(NO_ATTRIBUTION)
         self.copies += len(logits)
         self.counts += np.bincount(logits.argmax(axis=1), minlength=self.classes)
         ranked = np.argsort(-attribution, axis=1, kind="stable")

@@ -13,7 +13,13 @@ from typing import Any, Literal
 import numpy as np
 
 from fvit.certificates.bounds import BETS, betting_bounds, fixed_bounds, mixture_bounds
-from fvit.certificates.radii import Aggregate, attention_radius, class_radius, lost_tokens
+from fvit.certificates.radii import (
+    Aggregate,
+    attention_radius,
+    class_radius,
+    leads_clearly,
+    lost_tokens,
+)
 from fvit.certificates.tally import TOTAL
 from fvit.errors import FvitError
 
@@ -25,6 +31,9 @@ MOST_COPIES = 10**9
 FIRST_LOOK = 24
 """Copies before the counts are first looked at; fewer certify next to nothing."""
 
+FEWEST_THAT_AGREE = 2000
+"""Copies of one class that tell it apart at every alpha that a float holds."""
+
 CLASS_SHARE = 0.1
 """The class's part of alpha: the explanation is what takes copies, and a tenth costs the class little."""
 
@@ -34,8 +43,9 @@ class Terms:
     """What is to be claimed of one image, at what price (the words of docs/method.md, section 1).
 
     n: copies, at the most. k: one explanation size or several, which share the copies and alpha; the
-    first is the main one. size: rows and columns of the copies. radius: None to estimate radii, or the
-    ℓ2 radius that is to be decided (section 7). refining: look on the way, each time at a certificate.
+    first is the main one. seed: None where each image is to get its own from entropy. size: rows and
+    columns of the copies. radius: None to estimate radii, or the ℓ2 radius that is to be decided (section
+    7). refining: look on the way, each time at a certificate.
     """
 
     sigma: float
@@ -44,7 +54,7 @@ class Terms:
     k: tuple[int, ...]
     beta: float
     aggregate: Aggregate
-    seed: int
+    seed: int | None
     size: tuple[int, int]
     radius: float | None = None
     refining: bool = False
@@ -67,7 +77,7 @@ class Terms:
             k=tuple(_whole(each, "k") for each in sizes),
             beta=_number(beta, "beta"),
             aggregate=aggregate,
-            seed=_whole(seed, "seed"),
+            seed=None if seed is None else _whole(seed, "seed"),
             size=(_whole(rows, "size"), _whole(columns, "size")),
             radius=None if radius is None else _number(radius, "radius"),
             refining=bool(refining),
@@ -118,7 +128,7 @@ class Terms:
             raise FvitError(
                 f"alpha = {self.alpha:g} is not in (0, 1): it is the probability of a false claim"
             )
-        if not 0 <= self.seed < 2**64:
+        if self.seed is not None and not 0 <= self.seed < 2**64:
             raise FvitError(f"seed = {self.seed} is not in 0..2^64-1")
         if self.aggregate not in ("vote", "mean"):
             raise FvitError(f"aggregate '{self.aggregate}' is unknown: use vote or mean")
@@ -134,8 +144,26 @@ class Terms:
             self._check_size(k, tokens=tokens)
         if not 1 <= self.n <= MOST_COPIES:
             raise FvitError(f"n = {self.n}: use 1 to {MOST_COPIES} copies")
-        if not self._can_certify(tokens=tokens):
-            raise FvitError(self._hopeless(tokens=tokens))
+        if reason := _hopeless(dataclasses.replace(self, seed=None), tokens=tokens):
+            raise FvitError(reason)
+
+    def check_predicts(self) -> None:
+        """Raise FvitError where a class without a radius can never be told on these terms."""
+        if not 1 <= self.n <= MOST_COPIES or not 0 < self.alpha < 1:
+            raise FvitError(
+                f"n = {self.n}, alpha = {self.alpha:g}: use 1 to {MOST_COPIES} copies and alpha in (0, 1)"
+            )
+
+        def decides(n: int) -> bool:
+            level = self.alpha - dataclasses.replace(self, n=n).slack
+            return level > 0 and leads_clearly(n, 0, alpha=level)
+
+        if not decides(self.n):
+            enough = next(filter(decides, range(1, FEWEST_THAT_AGREE)), None)
+            raise FvitError(
+                f"n = {self.n} copies never decide at alpha = {self.alpha:g}, even if all agree: "
+                + (f"use n = {enough} or more" if enough and enough > self.n else "use a larger alpha")
+            )
 
     def _check_size(self, k: int, *, tokens: int) -> None:
         if not 1 <= k <= tokens:
@@ -171,7 +199,7 @@ class Terms:
                 return False
         return True
 
-    def _hopeless(self, *, tokens: int) -> str:
+    def _shortage(self, *, tokens: int) -> str:
         """What is wrong when even agreement of all n copies certifies nothing."""
 
         def enough(n: int) -> bool:
@@ -198,6 +226,12 @@ class Terms:
             middle = (low + high) // 2
             low, high = (low, middle) if enough(middle) else (middle, high)
         return said + f"use n ≥ {high}"
+
+
+@functools.lru_cache(maxsize=256)
+def _hopeless(terms: Terms, *, tokens: int) -> str | None:
+    """What is wrong with terms that certify nothing; kept, because a service is asked the same again."""
+    return None if terms._can_certify(tokens=tokens) else terms._shortage(tokens=tokens)
 
 
 def _number(value: Any, name: str) -> float:

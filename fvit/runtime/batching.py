@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,7 @@ def remembered(file: Path, key: str, find: Callable[[], int]) -> int:
     found = find()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        made = file.with_suffix(".new")
+        made = file.with_name(f"{file.name}.{os.getpid()}")  # another process may be here too
         made.write_text(json.dumps(known | {key: found}, indent=1) + "\n")
         made.replace(file)
     except OSError as error:

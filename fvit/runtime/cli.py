@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -120,7 +119,7 @@ def fvit_certify(
         )  # fmt: skip
         with Journal(out) if out else nullcontext() as journal:
             run = Run(
-                vit, terms, files, journal, seed=seed, seconds=seconds, save_input=save_input,
+                vit, terms, files, journal, seconds=seconds, save_input=save_input,
                 max_pixels=max_pixels,
             )  # fmt: skip
             try:
@@ -152,7 +151,6 @@ class Run:
     terms: Terms
     files: list[Path]
     journal: Journal | None
-    seed: int | None
     seconds: float | None
     save_input: bool
     max_pixels: int
@@ -160,13 +158,6 @@ class Run:
     failed: int = 0
     skipped: int = 0
     _seen: dict[str, Path] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """A run that continues another goes on with its seed."""
-        if self.journal is not None and self.seed is None:
-            kept = self.journal.seed(self.terms, bundle=self.vit.bundle.digest)
-            if kept is not None:
-                self.terms = dataclasses.replace(self.terms, seed=kept)
 
     def certify(self) -> None:
         each = self.terms.n
@@ -225,7 +216,7 @@ class Run:
             return None
         self._seen[picture.pixels_sha256] = file
         if self.journal is not None:
-            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest, seed=self.seed)
+            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest)
             if record is not None:
                 self.rows.append(Certificate.model_validate(record))
                 self.skipped += 1

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
+from threading import Event, Lock
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 from weakref import WeakSet
 
 import numpy as np
@@ -30,11 +30,13 @@ from fvit.runtime.bundle import Bundle
 from fvit.runtime.growing import Growing
 from fvit.runtime.host import DenoisedClassifier
 from fvit.runtime.images import ImageLike, Picture, read_image
-from fvit.runtime.noise import philox_key
-from fvit.runtime.queue import Account, Counter, Queue, Stretch
+from fvit.runtime.noise import philox_key, thresholds
+from fvit.runtime.queue import CLOSED, Account, Counter, Queue, Stretch
 
 MOST_REFINED = 100_000
 """Copies of one image that a refinement ends at, unless told."""
+
+Answer = TypeVar("Answer")
 
 MOST_OPEN = 64
 """Images whose copies are queued at once, at the most."""
@@ -103,6 +105,8 @@ class FaithfulViT:
         self.queue = Queue(counters)
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="fvit-claims")
         self._growing: WeakSet[Growing[Any]] = WeakSet()
+        self._lock = Lock()
+        self._closed = False
 
     def __enter__(self) -> FaithfulViT:
         return self
@@ -113,14 +117,19 @@ class FaithfulViT:
         self.close(cancel=error is not None)
 
     def close(self, *, cancel: bool = False) -> None:
-        """Finish what is open, or cancel it, then end the threads and release the devices."""
-        for growing in list(self._growing):
+        """Finish what is open, or give it up, then end the threads and release the devices.
+
+        What is given up fails as what comes later does. In a forked child there is nothing to close.
+        """
+        if not self.queue.mine:
+            return
+        with self._lock:
+            self._closed = True
+            under_way = list(self._growing)
+        for growing in under_way:
             if cancel:
-                growing.cancel()
-            try:
-                growing.exception()
-            except CancelledError:
-                continue
+                growing.fail(FvitError(CLOSED))
+            wait([growing])
         self.queue.close(cancel=cancel)
         self._claims.shutdown()
         self.pipeline.close()
@@ -146,12 +155,12 @@ class FaithfulViT:
         seed: of the noise; from the operating system's entropy unless told. Raises FvitError for an image
         that cannot be read, σ outside the schedule, and n and alpha that cannot decide.
         """
-        return self.predicting(self.read(image), sigma=sigma, n=n, alpha=alpha, seed=seed).result()
+        return _answer(self.predicting(self.read(image), sigma=sigma, n=n, alpha=alpha, seed=seed))
 
     async def predict_async(self, image: ImageLike | Picture, **asked: Unpack[PredictAsked]) -> Prediction:
         """predict, awaitable. Cancelling frees its copies."""
-        picture = await asyncio.to_thread(self.read, image)
-        return await asyncio.wrap_future(self.predicting(picture, **asked))
+        growing = await _begun(lambda: self.predicting(self.read(image), **asked))
+        return await asyncio.wrap_future(growing)
 
     def certify(
         self,
@@ -170,19 +179,19 @@ class FaithfulViT:
 
         k: one explanation size, or several from the same copies. radius: decide whether class and
         explanation hold at this ℓ2 radius, with at most n copies, and stop as soon as that is known. seed: of
-        the noise; from the operating system's entropy, after the image is read, unless told: a seed that is
-        known before the image voids the guarantee (docs/method.md, section 3).
+        the noise; from the operating system's entropy, when the image has been read, unless told: a seed that
+        is known before the image voids the guarantee (docs/method.md, section 3).
         Raises FvitError for an image that cannot be read and for terms that cannot hold (Terms.check).
         """
         terms = self.terms(
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate, seed=seed
         )
-        return self.certifying(self.read(image), terms).result()
+        return _answer(self.certifying(self.read(image), terms))
 
     async def certify_async(self, image: ImageLike | Picture, **asked: Unpack[Asked]) -> Certificate:
         """certify, awaitable. Cancelling frees its copies."""
-        picture = await asyncio.to_thread(self.read, image)
-        return await asyncio.wrap_future(self.certifying(picture, self.terms(**asked)))
+        growing = await _begun(lambda: self.certifying(self.read(image), self.terms(**asked)))
+        return await asyncio.wrap_future(growing)
 
     def refine(
         self,
@@ -210,13 +219,17 @@ class FaithfulViT:
         grown = _Grown(shown.put)
         growing = self.certifying(self.read(image), terms, seconds=seconds, on_look=grown)
         growing.add_done_callback(lambda _: shown.put(None))
-        try:
-            while (certificate := shown.get()) is not None:
-                yield certificate
-            if growing.result() is not grown.last:
-                yield growing.result()
-        finally:
-            growing.cancel()
+
+        def shown_ones() -> Iterator[Certificate]:
+            try:
+                while (certificate := shown.get()) is not None:
+                    yield certificate
+                if growing.result() is not grown.last:
+                    yield growing.result()
+            finally:
+                growing.cancel()
+
+        return shown_ones()
 
     async def refine_async(
         self,
@@ -227,8 +240,6 @@ class FaithfulViT:
         **asked: Unpack[RefineAsked],
     ) -> AsyncIterator[Certificate]:
         """refine, as an asynchronous iterator. Leaving it, by aclose or cancellation, frees its copies."""
-        terms = self.terms(n=n, refining=True, **asked)
-        picture = await asyncio.to_thread(self.read, image)
         loop = asyncio.get_running_loop()
         shown: asyncio.Queue[Certificate | None] = asyncio.Queue()
 
@@ -237,7 +248,12 @@ class FaithfulViT:
                 loop.call_soon_threadsafe(shown.put_nowait, certificate)
 
         grown = _Grown(show)
-        growing = self.certifying(picture, terms, seconds=seconds, on_look=grown)
+
+        def begin() -> Growing[Certificate]:
+            terms = self.terms(n=n, refining=True, **asked)
+            return self.certifying(self.read(image), terms, seconds=seconds, on_look=grown)
+
+        growing = await _begun(begin)
         growing.add_done_callback(lambda _: show(None))
         try:
             while (certificate := await shown.get()) is not None:
@@ -257,8 +273,9 @@ class FaithfulViT:
     ) -> Iterator[Certificate]:
         """Certificates in the order of the pictures, which are certified several at a time.
 
-        None depends on the company it was computed in. seconds: with terms that refine, how long each may
-        take. on_copies is called with the number of copies counted since its last call.
+        None depends on the company it was computed in. Where the terms have no seed, each picture gets its
+        own when it is there. seconds: with terms that refine, how long each may take. on_copies is called
+        with the number of copies counted since its last call, in other threads.
         """
         account = Account()
         each = terms.n if terms.radius is None else 1
@@ -270,8 +287,10 @@ class FaithfulViT:
                     self.certifying(picture, terms, seconds=seconds, account=account, on_copies=on_copies)
                 )
                 while len(growing) >= most or (growing and growing[0].done()):
+                    growing[0].result()  # what is waited for is cancelled too, where the wait is given up
                     yield growing.popleft().result()
             while growing:
+                growing[0].result()
                 yield growing.popleft().result()
         finally:
             for left in growing:
@@ -290,13 +309,16 @@ class FaithfulViT:
         seed: int | None = None,
         refining: bool = False,
     ) -> Terms:
-        """What certify is asked, checked against this bundle; raises FvitError where it cannot be met."""
+        """What certify is asked, checked against this bundle; raises FvitError where it cannot be met.
+
+        Without a seed each picture that is certified on these terms gets its own from entropy.
+        """
         terms = Terms.of(
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate,
-            seed=drawn_seed() if seed is None else seed, size=self.pipeline.image_size, refining=refining,
+            seed=seed, size=self.pipeline.image_size, refining=refining,
         )  # fmt: skip
         terms.check(tokens=self.pipeline.tokens)
-        self.pipeline.schedule.timestep(terms.sigma)
+        self._check_level(terms.sigma)
         return terms
 
     def read(self, image: ImageLike | Picture) -> Picture:
@@ -313,7 +335,7 @@ class FaithfulViT:
         """What the first `copies` copies of a picture certify on these terms: a record's claims, drawn again
         where it is of this bundle. Raises FvitError where an engine fails."""
         started = time.perf_counter()
-        tally = self.queue.submit(self._stretch(picture, terms, copies=copies)).result()
+        tally = _answer(self.queue.submit(self._stretch(picture, terms, copies=copies)))
         return self._certificate(picture, tally, terms, seconds=time.perf_counter() - started)
 
     def predicting(
@@ -332,16 +354,9 @@ class FaithfulViT:
             sigma=sigma, n=n, alpha=alpha, k=(), beta=1.0, aggregate="vote", seed=seed,
             size=self.pipeline.image_size,
         )  # fmt: skip
-        if terms.n < 1 or not 0 < terms.alpha < 1:
-            raise FvitError(f"n = {n}, alpha = {alpha:g}: predict needs n ≥ 1 and alpha in (0, 1)")
+        terms.check_predicts()
+        self._check_level(terms.sigma)
         sure = terms.alpha - terms.slack
-        if not leads_clearly(terms.n, 0, alpha=sure):
-            enough = math.ceil(1 - math.log2(terms.alpha))
-            raise FvitError(
-                f"n = {terms.n} copies never decide at alpha = {terms.alpha:g}, even if all agree: "
-                f"use n = {enough} or more"
-            )
-        self.pipeline.schedule.timestep(terms.sigma)
         manifest = self.bundle.manifest
 
         def judge(growing: Growing[Prediction]) -> Prediction:
@@ -353,7 +368,7 @@ class FaithfulViT:
                 label=manifest.labels[leader] if clear else None,
                 counts=counts,
                 attention=growing.tally.mean.reshape(manifest.grid),
-                seed=terms.seed,
+                seed=seed,
             )
 
         return self._grow(picture, terms, judge)
@@ -374,6 +389,9 @@ class FaithfulViT:
         on_look: called with the certificate at every look, in a thread of this object's. on_copies: called
         with the number of copies counted since its last call.
         """
+
+        if terms.seed is None:
+            terms = replace(terms, seed=drawn_seed())
 
         def judge(growing: Growing[Certificate]) -> Certificate | None:
             tally, taken = growing.tally, time.perf_counter() - (growing.started or 0.0)
@@ -402,10 +420,24 @@ class FaithfulViT:
         if account is not None:
             whole = replace(whole, account=account)
         growing = Growing(self.queue, self._claims, whole, looks=terms.looks, judge=judge, ahead=self.rows)
-        self._growing.add(growing)
+        with self._lock:
+            if not self._closed:
+                self._growing.add(growing)
+                return growing
+        growing.fail(FvitError(CLOSED))
         return growing
 
+    def _check_level(self, sigma: float) -> None:
+        """Raise FvitError where this denoiser or the noise has no such σ.
+
+        The law of the noise is made ready in the caller's thread: in a device's it would hold up everybody.
+        """
+        self.pipeline.schedule.timestep(sigma)
+        thresholds(sigma)
+
     def _stretch(self, picture: Picture, terms: Terms, *, copies: int) -> Stretch:
+        if terms.seed is None:
+            raise FvitError("these terms have no seed: take those of a certificate")
         return Stretch(
             picture,
             range(copies),
@@ -445,6 +477,35 @@ class _Grown:
             self._class, self._attention = max(of_class, self._class), max(attention, self._attention)
             self.last = certificate
             self._show(certificate)
+
+
+def _answer(growing: Future[Answer]) -> Answer:
+    """What a caller waits for, and gives up where the wait is interrupted."""
+    try:
+        return growing.result()
+    except BaseException:
+        growing.cancel()
+        raise
+
+
+async def _begun(begin: Callable[[], Growing[Answer]]) -> Growing[Answer]:
+    """What `begin` begins, in another thread: it may read a file. Given up meanwhile, it is cancelled as soon
+    as it is there."""
+    given_up, begun = Event(), []
+
+    def run() -> Growing[Answer]:
+        begun.append(begin())
+        if given_up.is_set():
+            begun[0].cancel()
+        return begun[0]
+
+    try:
+        return await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        given_up.set()
+        for growing in begun:
+            growing.cancel()
+        raise
 
 
 def drawn_seed() -> int:

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import replace
-from typing import Any, Generic, TypeVar
+from threading import Lock
+from typing import Generic, TypeVar
 
 from fvit.certificates.tally import Tally
 from fvit.runtime.queue import Counted, Queue, Stretch
@@ -48,8 +49,14 @@ class Growing(Future[Answer], Generic[Answer]):
             for start, stop in itertools.pairwise(edges)
         )
         self._queued: deque[Counted] = deque()
+        self._once = Lock()
+        self._settled = False
         self._go_on()
-        self.add_done_callback(_drop)
+        self.add_done_callback(_left)
+
+    def fail(self, error: Exception) -> None:
+        """Give it up with a reason, where it has no answer yet."""
+        self._settle(lambda: self.set_exception(error))
 
     def _go_on(self) -> None:
         """Want the next stretch, and queue what may follow it."""
@@ -61,9 +68,16 @@ class Growing(Future[Answer], Generic[Answer]):
         while self._planned and beyond < self._ahead:
             beyond += len(self._planned[0].copies)
             self._queued.append(self._queue.submit(self._planned.popleft(), spare=True))
-        wanted.add_done_callback(lambda _: self._claims.submit(self._look, wanted))
+        wanted.add_done_callback(self._counted)
         if self.done():  # cancelled meanwhile
-            _drop(self)
+            self._drop()
+
+    def _counted(self, counted: Future[Tally]) -> None:
+        assert isinstance(counted, Counted)
+        try:
+            self._claims.submit(self._look, counted)
+        except RuntimeError:  # its threads have ended, with the model or the interpreter
+            self._look(counted)
 
     def _look(self, counted: Counted) -> None:
         try:
@@ -73,24 +87,39 @@ class Growing(Future[Answer], Generic[Answer]):
                 return
             self.tally.merge(counted.result())
             self.started = self.started or counted.started
-            self._queued.popleft()
+            if self._queued:  # not given up meanwhile
+                self._queued.popleft()
             self._tell(len(counted.stretch.copies))
             answer = self._judge(self)
             if answer is None:
                 self._go_on()
-            elif self.set_running_or_notify_cancel():
-                self.set_result(answer)
+            else:
+                self._settle(lambda: self.set_result(answer))
         except Exception as error:
-            if not self.done() and self.set_running_or_notify_cancel():
-                self.set_exception(error)
+            self.fail(error)
+
+    def _settle(self, tell: Callable[[], None]) -> None:
+        """Answered, failed or cancelled: the first of them decides."""
+        with self._once:
+            if self._settled:
+                return
+            self._settled = True
+        if self.set_running_or_notify_cancel():
+            tell()
+
+    def _drop(self) -> None:
+        """Nobody wants the rest."""
+        if self.cancelled():
+            self._settle(lambda: None)
+        for counted in list(self._queued):
+            counted.cancel()
+        self._queued.clear()
+
+
+def _left(growing: Future[Answer]) -> None:
+    assert isinstance(growing, Growing)
+    growing._drop()
 
 
 def _nobody(copies: int) -> None:
     """Nobody is told."""
-
-
-def _drop(growing: Future[Any]) -> None:
-    """Done, failed or cancelled: nobody wants the rest."""
-    if isinstance(growing, Growing):
-        for counted in list(growing._queued):
-            counted.cancel()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +12,7 @@ from fvit.certificates.tally import Tally
 from fvit.engines.base import Engine
 from fvit.errors import FvitError
 from fvit.runtime import noise
-from fvit.runtime.queue import Batch
+from fvit.runtime.queue import CLOSED, Batch, Stretch
 from fvit.runtime.schedule import Schedule
 
 Floats = NDArray[np.float32]
@@ -68,7 +68,7 @@ class DenoisedClassifier:
 
     def _engine(self, place: int) -> Engine:
         if not self._engines:
-            raise FvitError("the model was closed: load the bundle again with fvit.load")
+            raise FvitError(CLOSED)
         return self._engines[place]
 
 
@@ -84,7 +84,7 @@ class HostCounter:
         self.rows, self.grain = rows, grain
         self._pipeline: Pipeline | None = pipeline
 
-    def begin(self, batch: Batch) -> Callable[[], list[Tally]]:
+    def begin(self, batch: Batch) -> Callable[[], Sequence[Tally | FvitError]]:
         """Everything is done at once: a core has nothing to wait for."""
         assert self._pipeline is not None
         noisy = np.concatenate(
@@ -98,13 +98,21 @@ class HostCounter:
             [len(copies) for _, copies in batch],
         )
         logits, attribution = self._pipeline(noisy, sigma=sigma)
-        tallies, first = [], 0
+        counted, first = [], 0
         for stretch, copies in batch:
             rows = slice(first, first + len(copies))
-            tallies.append(stretch.tally.empty())
-            tallies[-1].add(logits[rows], attribution[rows])
+            counted.append(_counted(stretch, logits[rows], attribution[rows]))
             first = rows.stop
-        return lambda: tallies
+        return lambda: counted
 
     def close(self) -> None:
         self._pipeline = None
+
+
+def _counted(stretch: Stretch, logits: Floats, attribution: Floats) -> Tally | FvitError:
+    tally = stretch.tally.empty()
+    try:
+        tally.add(logits, attribution)
+    except FvitError as error:
+        return error
+    return tally

@@ -66,7 +66,6 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / NAME
         self._places: dict[Claim, dict[str, list[Place]]] = {}
-        self._seeds: dict[Claim, int] = {}
         # The next record goes to _end, after _gap, in a file that has _size bytes.
         self._end = self._size = self._lines = 0
         self._gap = b""
@@ -91,21 +90,14 @@ class Journal:
         """Let another process have the folder."""
         self._opened.close()
 
-    def seed(self, terms: Terms, *, bundle: str) -> int | None:
-        """The seed of the last record that was made on these terms, less their own seed, with this bundle;
-        None where there is none."""
-        return self._seeds.get(_claim_of_terms(terms, bundle=bundle))
-
-    def find(
-        self, picture: Picture, terms: Terms, *, bundle: str, seed: int | None = None
-    ) -> dict[str, Any] | None:
+    def find(self, picture: Picture, terms: Terms, *, bundle: str) -> dict[str, Any] | None:
         """The first record of these pixels on these terms with this bundle, or None.
 
-        Of seeds `seed` counts, and not the terms' own. Where it is None a record made with any will do: the
-        same claim at another seed is no new evidence. Raises FvitError where the record is damaged.
+        Where the terms have no seed, a record made with any will do: the same claim at another seed is no new
+        evidence. Raises FvitError where the record is damaged.
         """
         places = self._places.get(_claim_of_terms(terms, bundle=bundle), {})
-        place = next((p for p in places.get(picture.pixels_sha256, []) if seed in (None, p.seed)), None)
+        place = next((p for p in places.get(picture.pixels_sha256, []) if terms.seed in (None, p.seed)), None)
         if place is None:
             return None
         try:
@@ -159,7 +151,6 @@ class Journal:
         claim, seed = _claim_of_record(record), record["seed"]
         places = self._places.setdefault(claim, {})
         places.setdefault(record["pixels_sha256"], []).append(Place(seed, self._lines, start, length))
-        self._seeds[claim] = seed
 
     def _check_untouched(self) -> None:
         if not lies_at(self._journal, self.file) or os.fstat(self._journal).st_size != self._size:

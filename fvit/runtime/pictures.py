@@ -31,7 +31,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     Raises MissingExtra where matplotlib is not installed.
     """
     terms = certificate.terms
-    key = philox_key(picture.pixels_sha256, size=terms.size, seed=terms.seed)
+    key = philox_key(picture.pixels_sha256, size=terms.size, seed=certificate.seed)
     noisy = noisy_copies(picture.pixels, range(1), sigma=terms.sigma, key=key)
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
     pixels = picture.pixels.astype(np.float32) / np.float32(255)

@@ -19,6 +19,8 @@ from fvit.certificates.tally import Tally
 from fvit.errors import DeviceLost, FvitError
 from fvit.runtime.images import Picture
 
+CLOSED = "the model was closed: load the bundle again with fvit.load"
+
 TURN = 64
 """Copies that an account is served before those served less come first: a short request then gets all of its
 copies in one go, and requests of one length are done one after another instead of all at the end."""
@@ -46,7 +48,7 @@ class Stretch:
     """A run of copies of one picture that is counted into one tally.
 
     key: of the noise (noise.philox_key). on_copies: called with the number of copies counted since its last
-    call, in a device's thread.
+    call, in the devices' threads; what it raises fails the stretch.
     """
 
     picture: Picture
@@ -77,12 +79,12 @@ class Counter(Protocol):
     def ahead(self) -> int:
         """Batches that may be begun before the oldest one is finished."""
 
-    def begin(self, batch: Batch) -> Callable[[], list[Tally]]:
+    def begin(self, batch: Batch) -> Callable[[], Sequence[Tally | FvitError]]:
         """Draw and start a batch; the call that is returned waits for it.
 
-        It gives one new tally for each part, in order (docs/method.md, section 9). Both raise OutOfMemory
-        where fewer rows at once do not help, DeviceLost where the device is gone for good, FvitError where
-        this batch failed.
+        It gives one new tally for each part, in order (docs/method.md, section 9), or what is wrong with that
+        part. Both raise OutOfMemory where fewer rows at once do not help, DeviceLost where the device is gone
+        for good, FvitError where this batch failed.
         """
 
     def close(self) -> None:
@@ -113,7 +115,7 @@ class Counted(Future[Tally]):
 class Statistics:
     """What a queue has done, and where it stands.
 
-    copies: computed so far, in so many batches, which had room for so many rows. waiting: rows that are
+    copies: counted so far. batches: taken so far, with room for so many rows. waiting: rows that are
     wanted and not yet taken by a device. devices: how many are left. rate: copies a second while any device
     was at work, over the last LATE seconds of that; None before the first batch.
     """
@@ -144,10 +146,15 @@ class Queue:
             threading.Thread(target=_serve, args=(self._desk, counter), name=f"fvit-device-{i}", daemon=True)
             for i, counter in enumerate(counters)
         ]
-        for thread in self._threads:
-            thread.start()
         _LIVE[self._desk] = self._threads
         weakref.finalize(self, self._desk.end, cancel=True).atexit = False  # nobody waits for what is dropped
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this is the process whose threads serve it, and no fork of it."""
+        return self._desk.mine
 
     @property
     def waiting(self) -> int:
@@ -190,7 +197,10 @@ class _Desk:
         self._devices = devices
         self._open: dict[Counted, None] = {}
         self._ages = itertools.count()
-        self._least = 0  # what the open account had that was served least, when rows were last taken
+        # What the account that was served least has had: it never falls, or newcomers would undercut each
+        # other.
+        self._least = 0
+        self._owed = 0.0  # rows of the oldest's share that were less than a whole one
         self._changed = threading.Condition()
         self._refused: str | None = None
         self._ending = False
@@ -201,6 +211,7 @@ class _Desk:
 
     @property
     def statistics(self) -> Statistics:
+        self._check_mine()
         with self._changed:
             seconds, copies = self._late[0]
             rate = (self._copies - copies) / (self._busy - seconds) if self._copies > copies else None
@@ -213,12 +224,15 @@ class _Desk:
         """Whether this is the process whose threads serve it."""
         return os.getpid() == self._process
 
-    def submit(self, stretch: Stretch, *, spare: bool) -> Counted:
+    def _check_mine(self) -> None:
         if not self.mine:
             raise FvitError(
                 "this model was loaded before the process was forked, and its threads did not come along: "
                 "call fvit.load in the child"
             )
+
+    def submit(self, stretch: Stretch, *, spare: bool) -> Counted:
+        self._check_mine()
         with self._changed:
             if self._refused is not None:
                 raise FvitError(self._refused)
@@ -234,6 +248,7 @@ class _Desk:
         return counted
 
     def want(self, counted: Counted) -> None:
+        self._check_mine()
         with self._changed:
             if counted.spare and not counted.settled:
                 counted.spare = False
@@ -244,7 +259,7 @@ class _Desk:
         if not self.mine:
             return
         with self._changed:
-            self._refused = self._refused or "the model was closed: load the bundle again with fvit.load"
+            self._refused = self._refused or CLOSED
             self._ending = True
             dropped = [counted for counted in self._open if cancel or counted.spare]
             self._changed.notify_all()
@@ -275,8 +290,8 @@ class _Desk:
                 self._at_work(1)
             return taken
 
-    def counted(self, taken: _Taken, tallies: list[Tally]) -> None:
-        """A batch is done."""
+    def counted(self, taken: _Taken, tallies: Sequence[Tally | FvitError]) -> None:
+        """A batch is done; what is wrong with a part, or with who is told of it, is that stretch's alone."""
         complete = []
         with self._changed:
             self._at_work(-1)
@@ -285,13 +300,19 @@ class _Desk:
             while len(self._late) > 2 and self._busy - self._late[1][0] > LATE:
                 self._late.popleft()
             for (counted, copies), tally in zip(taken, tallies, strict=True):
-                if not counted.settled:
+                if isinstance(tally, Tally) and not counted.settled:
                     counted.stretch.tally.merge(tally)
                     counted.uncounted -= len(copies)
                     if counted.uncounted == 0:
                         complete.append(counted)
-        for counted, copies in taken:
-            counted.stretch.on_copies(len(copies))
+        for (counted, copies), tally in zip(taken, tallies, strict=True):
+            if isinstance(tally, FvitError):
+                self._settle(counted, tally)
+                continue
+            try:
+                counted.stretch.on_copies(len(copies))
+            except Exception as error:
+                self._settle(counted, error)
         for counted in complete:
             self._settle(counted, None)
 
@@ -337,9 +358,11 @@ class _Desk:
         wanted = [counted for counted in ready if not counted.spare]
         room = rows
         if wanted:
-            self._least = min(counted.stretch.account.served for counted in wanted)
+            self._least = max(self._least, min(each.stretch.account.served for each in wanted))
             oldest = min(wanted, key=lambda counted: counted.age)
-            room -= self._give(oldest, max(1, rows // OLDEST), taken)
+            self._owed += rows / OLDEST
+            room -= self._give(oldest, int(self._owed), taken)
+            self._owed %= 1
             for counted in heapq.nsmallest(rows, wanted, key=lambda counted: counted.turn):
                 room -= self._give(counted, room, taken)
             room = min(room, -(rows - room) % grain)
@@ -380,6 +403,8 @@ class _Desk:
 
     def _settle(self, counted: Counted, error: Exception | None) -> None:
         """Counted, failed or cancelled: the first of them decides."""
+        if not self.mine:
+            return
         with self._changed:
             if counted.settled:
                 return
@@ -396,31 +421,44 @@ class _Desk:
                 counted.set_exception(_told(error))
 
 
+_Begun: TypeAlias = "deque[tuple[_Taken, Callable[[], Sequence[Tally | FvitError]]]]"
+
+
 def _serve(desk: _Desk, counter: Counter) -> None:
-    """A device's thread: take, begin, finish, until the desk ends or the device is lost."""
-    begun: deque[tuple[_Taken, Callable[[], list[Tally]]]] = deque()
+    """A device's thread, until the desk ends or the device is lost."""
+    begun: _Begun = deque()
     error: Exception | None = None
     try:
-        while error is None:
-            taken = desk.take(counter, busy=bool(begun)) if len(begun) <= counter.ahead else []
-            if not taken and not begun:
-                break
-            try:
-                if taken:
-                    batch = [(counted.stretch, copies) for counted, copies in taken]
-                    begun.append((taken, counter.begin(batch)))
-                else:
-                    taken, finish = begun.popleft()
-                    desk.counted(taken, finish())
-            except DeviceLost as reason:
-                error = reason
-                desk.returned([*taken, *(row for each, _ in begun for row in each)], batches=1 + len(begun))
-            except Exception as reason:  # whatever an engine raises is the batch's, not the queue's
-                desk.failed(taken, reason)
+        while _step(desk, counter, begun):
+            pass
+    except DeviceLost as reason:
+        error = reason
     finally:
         begun.clear()
         desk.left(error)
         counter.close()
+
+
+def _step(desk: _Desk, counter: Counter, begun: _Begun) -> bool:
+    """Begin a batch or finish one; False where there is nothing left to do. It leaves nothing on the stack of
+    a device that waits, which would keep what it counted, and its callers, from being freed."""
+    taken = desk.take(counter, busy=bool(begun)) if len(begun) <= counter.ahead else []
+    if not taken and not begun:
+        return False
+    try:
+        if taken:
+            batch = [(counted.stretch, copies) for counted, copies in taken]
+            begun.append((taken, counter.begin(batch)))
+        else:
+            taken, finish = begun.popleft()
+            desk.counted(taken, finish())
+    except BaseException as reason:
+        if isinstance(reason, Exception) and not isinstance(reason, DeviceLost):
+            desk.failed(taken, reason)  # whatever an engine raises is the batch's, not the queue's
+        else:
+            desk.returned([*taken, *(row for each, _ in begun for row in each)], batches=1 + len(begun))
+            raise
+    return True
 
 
 def _told(error: Exception) -> FvitError:

@@ -1,7 +1,7 @@
 """Growing: looks fall where they are planned, whatever the devices do meanwhile."""
 
 import threading
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import numpy as np
 import pytest
@@ -59,6 +59,7 @@ def test_cancelling_frees_everything_and_nobody_is_asked_again() -> None:
         )
         device.wait_begun()
         assert growing.cancel()
+        assert wait([growing], timeout=LIMIT).done  # whoever waits is told
         with pytest.raises(CancelledError):
             growing.result(timeout=LIMIT)
         assert queue.waiting == 0
@@ -95,3 +96,16 @@ def test_every_copy_that_is_looked_at_is_told_of(looks: tuple[int, ...]) -> None
         assert np.array_equal(growing.result(timeout=LIMIT).counts, alone(whole).counts)
     queue.close()
     assert sum(told) == 30
+
+
+def test_an_answer_comes_where_the_threads_of_the_claims_have_ended() -> None:
+    """As at the end of an interpreter, whose other threads still wait for it."""
+    device = Device(rows=4, free=False)
+    queue, claims = Queue([device]), ThreadPoolExecutor(1)
+    growing = Growing(
+        queue, claims, stretch(1, range(5)), looks=(5,), judge=lambda growing: growing.tally, ahead=0
+    )
+    claims.shutdown()
+    device.run_free()
+    assert same(growing.result(timeout=LIMIT), alone(stretch(1, range(5))))
+    queue.close()

@@ -62,8 +62,9 @@ def test_a_batch_holds_each_parts_own_copies_at_its_own_level() -> None:
         noisy_copies(one.picture.pixels, copies, sigma=one.sigma, key=one.key) for one, copies in parts
     ]
     assert np.array_equal(noisy, np.concatenate(expected))
-    assert [tally.copies for tally in tallies] == [2, 4]
-    for tally in tallies:
+    for tally, copies in zip(tallies, (2, 4), strict=True):
+        assert isinstance(tally, Tally)
+        assert tally.copies == copies
         assert tally.counts.sum() == tally.copies
         assert tally.votes.sum() == 2 * tally.copies
         assert tally.mean.sum() == pytest.approx(1)
@@ -77,6 +78,20 @@ def test_values_that_are_not_finite_certify_nothing() -> None:
 
     with Queue_of(Broken()) as queue, pytest.raises(FvitError, match="not finite"):
         queue.submit(_stretch(0, range(4))).result()
+
+
+def test_what_is_wrong_with_one_part_leaves_the_others_alone() -> None:
+    class Poisoned(Recorder):
+        def __call__(self, noisy: Floats, *, sigma: Floats) -> tuple[Floats, Floats]:
+            logits, attribution = super().__call__(noisy, sigma=sigma)
+            attribution[0] = np.nan
+            return logits, attribution
+
+    parts = [(_stretch(seed, range(3)), range(3)) for seed in range(2)]
+    bad, good = HostCounter(Poisoned(), rows=8).begin(parts)()
+    assert isinstance(bad, FvitError)
+    assert isinstance(good, Tally)
+    assert good.copies == 3
 
 
 class Queue_of:

@@ -107,7 +107,7 @@ def test_other_terms_are_another_question(out: Path, other: dict[str, Any]) -> N
     terms = dataclasses.replace(TERMS, **other)
     with Journal(out) as journal:
         journal.append(RECORD)
-        assert found(journal, 1, terms) is None and journal.seed(terms, bundle=BUNDLE) is None
+        assert found(journal, 1, terms) is None
         answer = record_of(picture(1), terms)
         journal.append(answer)
     with Journal(out) as journal:
@@ -118,27 +118,15 @@ def test_another_bundle_is_another_question(out: Path) -> None:
     with Journal(out) as journal:
         journal.append(RECORD)
         assert found(journal, 1, bundle="c" * 64) is None
-        assert journal.seed(TERMS, bundle="c" * 64) is None
-
-
-def test_a_resumed_run_goes_on_with_the_seed_of_the_journal(out: Path) -> None:
-    anew = dataclasses.replace(TERMS, seed=2**64 - 1)
-    with Journal(out) as journal:
-        assert journal.seed(TERMS, bundle=BUNDLE) is None
-        journal.append(RECORD)
-    with Journal(out) as journal:
-        assert journal.seed(anew, bundle=BUNDLE) == 7
-        journal.append(numbered(2, seed=2**64 - 1))
-        assert journal.seed(anew, bundle=BUNDLE) == 2**64 - 1
 
 
 def test_a_seed_counts_only_where_it_is_given(out: Path) -> None:
     with Journal(out) as journal:
         journal.append(RECORD)
         journal.append({**RECORD, "seed": 8})
-        assert found(journal, 1) == RECORD
-        assert found(journal, 1, seed=8) == {**RECORD, "seed": 8}
-        assert found(journal, 1, seed=9) is None
+        assert found(journal, 1, dataclasses.replace(TERMS, seed=None)) == RECORD
+        assert found(journal, 1, dataclasses.replace(TERMS, seed=8)) == {**RECORD, "seed": 8}
+        assert found(journal, 1, dataclasses.replace(TERMS, seed=9)) is None
 
 
 @pytest.mark.parametrize(

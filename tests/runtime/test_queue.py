@@ -173,6 +173,44 @@ def test_stretches_of_one_account_are_served_by_age() -> None:
     queue.close()
 
 
+def test_a_device_of_one_row_serves_short_requests_too() -> None:
+    device = Device(rows=1, free=False)
+    queue = Queue([device])
+    queue.submit(stretch(0, range(10_000)))
+    for _ in range(100):
+        device.wait_begun()
+        device.step()
+    short = queue.submit(stretch(1, range(16)))
+    for _ in range(24):
+        device.wait_begun()
+        device.step()
+    result(short)
+    queue.submit(stretch(2, range(1))).cancel()
+    closing = threading.Thread(target=queue.close, kwargs={"cancel": True})
+    closing.start()
+    device.run_free()
+    closing.join(LIMIT)
+
+
+def test_newcomers_do_not_undercut_each_other() -> None:
+    """Served in the order in which they come, however many come while others are open."""
+    device = Device(rows=4, free=False)
+    queue = Queue([device])
+    old = queue.submit(stretch(0, range(100_000)))
+    for _ in range(600):
+        device.wait_begun()
+        device.step()
+    device.wait_begun()
+    news = [queue.submit(stretch(number, range(16))) for number in range(1, 7)]
+    device.run_free()
+    for new in news:
+        result(new)
+    order = [one.picture for batch in device.begun for one, _ in batch if one is not old.stretch]
+    assert list(dict.fromkeys(order)) == [new.stretch.picture for new in news]
+    old.cancel()
+    queue.close()
+
+
 def test_a_newcomer_comes_first_and_then_in_turn_with_who_had_much_before() -> None:
     device = Device(rows=64, free=False)
     queue = Queue([device])
@@ -316,6 +354,23 @@ def test_a_failing_batch_fails_its_own_stretches_and_the_queue_goes_on() -> None
     with pytest.raises(FvitError, match="engine failed: RuntimeError: bad kernel"):
         result(one)
     assert same(result(other), alone(other.stretch))
+    queue.close()
+
+
+def test_who_is_told_of_copies_may_fail_itself_alone() -> None:
+    def broken(copies: int) -> None:
+        raise ValueError("the progress bar is closed")
+
+    device = Device(rows=8, free=False)
+    queue = Queue([device])
+    first = queue.submit(stretch(9, range(1)))
+    device.wait_begun()
+    told, other = queue.submit(stretch(0, range(4), on_copies=broken)), queue.submit(stretch(1, range(4)))
+    device.run_free()
+    with pytest.raises(FvitError, match="the progress bar is closed"):
+        result(told)
+    assert same(result(other), alone(other.stretch))
+    assert same(result(first), alone(first.stretch))
     queue.close()
 
 
@@ -476,15 +531,21 @@ def test_a_queue_that_is_dropped_keeps_no_thread() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_use_in_a_forked_child_is_a_clear_error() -> None:
-    queue = Queue([Device()])
+def test_use_in_a_forked_child_is_a_clear_error_and_closing_there_is_nothing() -> None:
+    device = Device(free=False)
+    queue = Queue([device])
+    under_way = queue.submit(stretch(0, range(10)))
+    device.wait_begun()
     child = os.fork()
     if child == 0:
         try:
+            under_way.cancel()
+            queue.close(cancel=True)
             queue.submit(stretch(0, range(1)))
-            queue.close()
         except FvitError as error:
             os._exit(17 if "forked" in str(error) else 1)
         os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
+    device.run_free()
+    assert same(result(under_way), alone(under_way.stretch))
     queue.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -62,9 +62,10 @@ class DeviceCounter:
         """The networks are bound to all rows."""
         return self.rows
 
-    def begin(self, batch: Batch) -> Callable[[], list[Tally]]:
+    def begin(self, batch: Batch) -> Callable[[], Sequence[Tally | FvitError]]:
         """As Counter.begin. A batch of more than `rows` copies goes in several runs."""
         tallies = [stretch.tally.empty() for stretch, _ in batch]
+        refused: dict[int, FvitError] = {}
         rest: list[Piece] = [(tally, *part) for tally, part in zip(tallies, batch, strict=True)]
         finish = _nothing
         with self._explained():
@@ -73,13 +74,13 @@ class DeviceCounter:
                 finish = _nothing
                 now, later = _split(rest, self.rows)
                 try:
-                    finish = self._start(now)
+                    finish = self._start(now, refused)
                 except OutOfMemory:
                     self._halve()
                     self._place()
                 else:
                     rest = later
-        return partial(self._finished, finish, tallies)
+        return partial(self._finished, finish, tallies, refused)
 
     def close(self) -> None:
         with suppress(Exception):  # a device that is lost has nothing to wait for
@@ -87,8 +88,9 @@ class DeviceCounter:
         self.networks, self.engines = _nothing, ()
         self.memory, self._rooms, self._idle = {}, {}, []
 
-    def _start(self, pieces: list[Piece]) -> Callable[[], None]:
-        """Put one run on the stream; the call that is returned waits for it and adds to the tallies."""
+    def _start(self, pieces: list[Piece], refused: dict[int, FvitError]) -> Callable[[], None]:
+        """Put one run on the stream; the call that is returned waits for it and adds to the tallies, and to
+        what is refused of them."""
         run = Run(pieces, rows=self.rows, classes=self._classes, tokens=self._tokens, schedule=self._schedule)
         tables, results = self._room("tables", run.tables.size), self._room("results", run.results.size)
         staged, fetched = staging = self._staging(run.tables.size, run.results.size)
@@ -104,7 +106,7 @@ class DeviceCounter:
         def finish() -> None:
             event.wait()
             self._idle.append(staging)
-            run.read(fetched)
+            refused.update(run.read(fetched))
 
         return finish
 
@@ -138,10 +140,12 @@ class DeviceCounter:
                 attribution, self._tokens, rows, parts, bets, wealth, UNIT,
             )  # fmt: skip
 
-    def _finished(self, finish: Callable[[], None], tallies: list[Tally]) -> list[Tally]:
+    def _finished(
+        self, finish: Callable[[], None], tallies: list[Tally], refused: dict[int, FvitError]
+    ) -> list[Tally | FvitError]:
         with self._explained():
             finish()
-        return tallies
+        return [refused.get(id(tally), tally) for tally in tallies]
 
     def _room(self, name: str, size: int) -> Memory:
         """On the device, for at least so many bytes."""

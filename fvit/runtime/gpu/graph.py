@@ -30,8 +30,10 @@ class CudaGraph:
             ended = self._cuda.cuStreamEndCapture(self._stream, ctypes.byref(graph))
         if ended:
             raise FvitError(f"the work cannot be captured (cuStreamEndCapture: CUDA error {ended})")
-        self._call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
-        self._call("cuGraphDestroy", graph)
+        try:
+            self._call("cuGraphInstantiateWithFlags", ctypes.byref(runnable), graph, ctypes.c_ulonglong(0))
+        finally:
+            self._call("cuGraphDestroy", graph)
         self._runnable = runnable
         weakref.finalize(self, self._cuda.cuGraphExecDestroy, runnable).atexit = False
 

@@ -93,7 +93,7 @@ extern "C" __global__ void find_classes(const float *logits, uint32_t classes, i
   const float *values = logits + (uint64_t)blockIdx.y * classes;
   uint32_t largest = own < classes ? own : 0;
   for (uint32_t i = own; i < classes; i += 128) {
-    if (!isfinite(values[i])) atomicExch(unfit, 1);
+    if (!isfinite(values[i])) atomicOr(unfit + blockIdx.y, 1);
     if (values[i] > values[largest]) largest = i;
   }
   best[own] = largest;
@@ -108,8 +108,8 @@ extern "C" __global__ void find_classes(const float *logits, uint32_t classes, i
   if (own == 0) found[blockIdx.y] = (int32_t)best[0];
 }
 
-// Votes, and sums in units of 1/unit. Unfit are values that are not finite; and those that are no attribution, below
-// 0 or above `total`, or with a sum of 0, or above `total` where it is bet on. Grid (blocks of tokens, rows).
+// Votes, and sums in units of 1/unit. A row is unfit by 1 where a value is not finite; by 2 where it is no attribution,
+// with a value below 0 or above `total`, or a sum of 0, or above `total` where it is bet on. Grid (blocks of tokens, rows).
 extern "C" __global__ void count_tokens(const float *attributions, uint32_t tokens, const Row *rows,
                                         const Part *parts, const uint32_t *sizes, uint32_t *votes, Count *sums,
                                         int *unfit, double unit, double total) {
@@ -118,15 +118,15 @@ extern "C" __global__ void count_tokens(const float *attributions, uint32_t toke
   const float *attribution = attributions + (uint64_t)blockIdx.y * tokens;
   const float value = attribution[token];
   if (!isfinite(value))
-    atomicExch(unfit, 1);
+    atomicOr(unfit + blockIdx.y, 1);
   else if (value < 0 || value > total)
-    atomicExch(unfit + 1, 1);
+    atomicOr(unfit + blockIdx.y, 2);
   const uint32_t number = rows[blockIdx.y].part;
   const Part part = parts[number];
   if (token == 0) {
     double sum = 0;
     for (uint32_t other = 0; other < tokens; ++other) sum += attribution[other];
-    if (!(sum > 0) || (part.bets && sum > total)) atomicExch(unfit + 1, 1);
+    if (!(sum > 0) || (part.bets && sum > total)) atomicOr(unfit + blockIdx.y, 2);
   }
   const uint32_t rank = part.kinds ? rank_of(attribution, token, tokens) : 0;
   for (uint32_t kind = part.votes; kind < part.votes + part.kinds; ++kind)

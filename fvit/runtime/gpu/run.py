@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fvit.certificates.bounds import BETS
-from fvit.certificates.tally import Tally
+from fvit.certificates.tally import NO_ATTRIBUTION, NOT_FINITE, Tally
 from fvit.engines.base import Memory
 from fvit.errors import FvitError
 from fvit.runtime.noise import Thresholds, thresholds
@@ -94,7 +94,7 @@ class Run:
             pictures=((len(self._pictures), size), np.uint8),
         )
         self.results = Layout.of(
-            unfit=((2,), np.int32),
+            unfit=((self.copies,), np.int32),
             classes=((self.copies,), np.int32),
             sums=((len(pieces), tokens), np.int64),
             wealth=((sum(bets), tokens), np.int64),
@@ -136,17 +136,15 @@ class Run:
         rows["copy"] = np.concatenate([np.arange(c.start, c.stop, dtype=np.uint64) for c in runs])
         return rows
 
-    def read(self, memory: NDArray[np.uint8]) -> None:
-        """Add the results to the tallies. Raises FvitError where Tally.add does."""
-        not_finite, no_attribution = self.results.view("unfit", memory)
-        if not_finite:
-            raise FvitError("the engine returned a value that is not finite: no certificate can rest on it")
-        if no_attribution:
-            raise FvitError("the engine returned an attribution that is no distribution over the tokens")
-        found = {name: self.results.view(name, memory) for name in ("classes", "sums", "wealth", "votes")}
+    def read(self, memory: NDArray[np.uint8]) -> dict[int, FvitError]:
+        """Add the results to the tallies; those, by id, that Tally.add would refuse, and why."""
+        refused: dict[int, FvitError] = {}
+        found = {name: self.results.view(name, memory) for name in self.results.arrays}
         row = 0
         for part, (tally, _, copies) in enumerate(self._pieces):
             counted = found["classes"][row : row + len(copies)]
+            if unfit := int(found["unfit"][row : row + len(copies)].max(initial=0)):
+                refused[id(tally)] = FvitError(NOT_FINITE if unfit & 1 else NO_ATTRIBUTION)
             votes, wealth = self._votes[part], self._wealth[part]
             tally.copies += len(copies)
             tally.counts += np.bincount(counted, minlength=self._classes)
@@ -154,6 +152,7 @@ class Run:
             tally.votes += found["votes"][votes : votes + len(tally.votes)]
             tally.wealth += found["wealth"][wealth : wealth + len(tally.wealth)]
             row += len(copies)
+        return refused
 
 
 def _starts(lengths: Iterable[int]) -> list[int]:

@@ -21,7 +21,7 @@ template <class Integer>
 static void atomicAdd(Integer *target, Integer value) {
   *target += value;
 }
-static void atomicExch(int *target, int value) { *target = value; }
+static void atomicOr(int *target, int value) { *target |= value; }
 static uint64_t __umul64hi(uint64_t one, uint64_t other) {
   return (uint64_t)((unsigned __int128)one * other >> 64);
 }

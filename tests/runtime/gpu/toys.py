@@ -230,4 +230,5 @@ def reductions(device: Device, *, rows: int, classes: int, tokens: int) -> list[
         batch.append((of, range(stop - first)))
         expected.append(of.tally.empty())
         expected[-1].add(logits[first:stop], attribution[first:stop])
-    return list(zip(counter.begin(batch)(), expected, strict=True))
+    found = counter.begin(batch)()
+    return [(each, right) for each, right in zip(found, expected, strict=True) if isinstance(each, Tally)]
