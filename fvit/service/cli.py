@@ -92,9 +92,12 @@ def fvit_serve(
         life = Life(drain)
         service = Service(models, limits=limits, keys=known, life=life)
         place = f"http://{_shown(bound.getsockname())}"
-        log(event="ready", address=place, models=list(models))
-        print(f"page and API at {place} (Ctrl-C ends)", file=sys.stderr)
-        await serve(service.app, bound, life)
+
+        def ready() -> None:
+            log(event="ready", address=place, models=list(models))
+            print(f"page and API at {place} (Ctrl-C ends)", file=sys.stderr)
+
+        await serve(service.app, bound, life, on_ready=ready)
 
     with ExitStack() as opened:
         bound = opened.enter_context(bind(host, port))

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import h11
@@ -71,6 +71,14 @@ class Protocol(H11Protocol):
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, *, on_ready: Callable[[], Any]) -> None:
+        super().__init__(config)
+        self._on_ready = on_ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self._on_ready()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are Life's: the port has to stay open while what runs is finished."""
@@ -91,16 +99,17 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-async def serve(app: App, bound: socket.socket, life: Life) -> None:
+async def serve(app: App, bound: socket.socket, life: Life, *, on_ready: Callable[[], Any]) -> None:
     """Answer at the socket until SIGTERM or SIGINT; then finish what runs within life.drain seconds.
 
-    Meanwhile whoever comes is answered 503, and so is what is not done then. A second signal ends it at once.
+    on_ready: called when it listens. While it stops whoever comes is answered 503, and so is what is not done
+    at the end. A second signal ends it at once.
     """
     config = uvicorn.Config(
         app, http=Protocol, ws="none", lifespan="off", log_config=None, access_log=False,
         server_header=False, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    server = _Server(config)
+    server = _Server(config, on_ready=on_ready)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

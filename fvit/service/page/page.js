@@ -49,14 +49,20 @@ function sample(path) {
   button.append(picture);
   button.addEventListener("click", async () => {
     const answer = await fetch(path.slice(1));
-    await take(await answer.blob(), name);
-    button.setAttribute("aria-pressed", "true");
+    const body = await answer.blob();
+    for (const each of by("samples").children) each.setAttribute("aria-pressed", String(each === button));
+    await take(body, name);
   });
   return button;
 }
 
+function own(file) {
+  if (!file) return;
+  for (const each of by("samples").children) each.setAttribute("aria-pressed", "false");
+  take(file, file.name);
+}
+
 async function take(body, name) {
-  for (const button of by("samples").children) button.setAttribute("aria-pressed", "false");
   let bitmap = null;
   try {
     bitmap = await createImageBitmap(body);
@@ -175,7 +181,7 @@ function draw() {
 }
 
 function meter(name, claim) {
-  const most = 2 * value("sigma");
+  const most = 3 * value("sigma");
   const radius = claim?.radius_l2 ?? 0;
   const goal = value("radius");
   const track = document.querySelector(`.meter.${name} .track`);
@@ -273,7 +279,7 @@ for (const id of terms) {
   if (id !== "radius") by(id).addEventListener("change", refine);
 }
 by("model").addEventListener("change", () => { fit(); refine(); });
-by("file").addEventListener("change", ({ target }) => target.files[0] && take(target.files[0], target.files[0].name));
+by("file").addEventListener("change", ({ target }) => own(target.files[0]));
 by("stop").addEventListener("click", () => running?.abort());
 by("save").addEventListener("click", save);
 by("key-form").addEventListener("submit", (event) => {
@@ -286,7 +292,7 @@ for (const type of ["dragenter", "dragover", "dragleave", "drop"]) {
     event.preventDefault();
     by("drop").classList.toggle("over", type === "dragenter" || type === "dragover");
     const dropped = type === "drop" && event.dataTransfer.files[0];
-    if (dropped) take(dropped, dropped.name);
+    if (dropped) own(dropped);
   });
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
