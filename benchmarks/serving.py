@@ -4,8 +4,8 @@
 
 Clients of predict(n = 16) that ask again as soon as they are answered, 1, 8, 32 and 128 of them; then 8
 beside 4 clients of certify(n = 5000); then the time to the first certificate of a refinement on an idle
-machine. All in one run on one machine, clients and server sharing its cores. --litserve: the interpreter of an environment
-with litserve and fvit (pip install litserve fvit); left out unless told.
+machine. All in one run on one machine, clients and server sharing its cores. --litserve: the interpreter of
+an environment with litserve and fvit (pip install litserve fvit); left out unless told.
 """
 
 from __future__ import annotations
