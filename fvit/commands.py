@@ -87,7 +87,7 @@ def run(module: str) -> NoReturn:
         _give_up_stdout()
         if error.errno != errno.EPIPE:  # whom it was written to wants no more
             complain(f"cannot go on: {error.strerror or error}")
-    _interruption.over()
+    _interruption.end()
     sys.exit(status)
 
 
@@ -106,7 +106,7 @@ class _Interruption:
     number = 0
 
     def __init__(self) -> None:
-        self._heard: SimpleQueue[None] | None = None
+        self._heard: SimpleQueue[bool] | None = None
         self._signals = [
             number
             for number in (signal.SIGINT, signal.SIGTERM)
@@ -119,21 +119,26 @@ class _Interruption:
         heard = self._heard = SimpleQueue()
 
         def wait() -> None:
-            heard.get()
-            cancel()
+            if heard.get():
+                cancel()
 
         threading.Thread(target=wait, name="fvit-interruption", daemon=True).start()
 
-    def over(self) -> None:
-        for number in self._signals:
-            signal.signal(number, signal.SIG_DFL)
+    def end(self) -> None:
+        self._default()
+        if self._heard is not None:
+            self._heard.put(False)
 
     def _hear(self, number: int, frame: object) -> None:
-        self.over()
+        self._default()
         self.number = number
         if self._heard is None:
             raise Interrupted
-        self._heard.put(None)  # all that is safe here: whatever it stands in may hold a lock
+        self._heard.put(True)  # all that is safe here: whatever it stands in may hold a lock
+
+    def _default(self) -> None:
+        for number in self._signals:
+            signal.signal(number, signal.SIG_DFL)
 
 
 _interruption: _Interruption

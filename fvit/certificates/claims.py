@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 
 Count = Annotated[int, Field(ge=0, le=MOST_COPIES)]
 Seen = Annotated[int, Field(ge=1, le=MOST_COPIES)]
+Side = Annotated[int, Field(gt=0, lt=2**16)]
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Radius = Annotated[float, Field(ge=0)]
 Row = Field(strict=False)  # a tuple that is read from a list; what is in it stays strict
@@ -70,7 +71,7 @@ class AttentionClaim(Part):
     """
 
     tokens: Annotated[tuple[Index, ...], Row]
-    grid: Annotated[tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]], Row]
+    grid: Annotated[tuple[Side, Side], Row]
     k: Annotated[int, Field(ge=1, lt=2**31)]
     beta: Annotated[float, Field(gt=0, le=1)]
     aggregate: Aggregate

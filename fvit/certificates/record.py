@@ -15,6 +15,7 @@ from fvit.certificates.claims import (
     Part,
     Radius,
     Row,
+    Side,
     attention_claim,
     class_claim,
 )
@@ -27,7 +28,6 @@ ORDER = 2.0
 """The Rényi order at which a record states its divergence; the bound is linear in the order."""
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Side = Annotated[int, Field(gt=0, lt=2**16)]
 Wealth = Annotated[int, Field(gt=-(2**62), lt=2**62)]
 Copies = Annotated[int, Field(ge=1, le=MOST_COPIES)]
 
