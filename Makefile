@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test serve browser
+.PHONY: demo test fuzz serve browser
 demo: $(INSTALLED)
 	$(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-certify demo-bundle fvit/demo/samples --sigma 0.25 --n 1000 --out demo-out
@@ -16,6 +16,10 @@ test: $(INSTALLED) browser
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
+
+# What `make test` tries a little of: hostile inputs and faults, a hundred times as many, for half an hour.
+fuzz: $(INSTALLED)
+	FVIT_FUZZ=1 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/fuzz --numprocesses auto --dist worksteal
 
 # The page is tested in it, where it may be installed.
 browser:

@@ -1,6 +1,7 @@
 """Commands, run in this process or in one of their own."""
 
 import contextlib
+import ctypes
 import io
 import os
 import signal
@@ -82,3 +83,10 @@ def ended(process: "subprocess.Popen[str]") -> Ended:
     stdout, stderr = process.communicate()
     assert "Traceback" not in stderr, stderr
     return Ended(process.returncode, stdout, stderr)
+
+
+def obey_modes() -> None:
+    """Take CAP_DAC_OVERRIDE from root, which writes where modes forbid it, for what is executed next."""
+    if os.geteuid() == 0:
+        drop_from_bounding_set, dac_override = 24, 1
+        ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)

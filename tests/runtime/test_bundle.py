@@ -1,18 +1,14 @@
 import hashlib
 import json
 import os
-import shutil
 import socket
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fvit.engines.base import Engine, Tensor
@@ -267,83 +263,6 @@ def test_a_manifest_is_not_made_from_nonsense() -> None:
         Manifest(**(MANIFEST.model_dump() | {"precision": "fp64"}))
     with pytest.raises(ValidationError):
         MANIFEST.precision = "fp16"
-
-
-# Mutations of a manifest: values of every kind at every place.
-
-NONSENSE = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.sampled_from([10**30, -1, 0, 1, 2]), st.floats(), st.text(),
-    st.sampled_from(["", "../x", "/dev/zero", "fp16", "0" * 64, "\u2028", "[red]", "a.onnx", "\ud800"]),
-    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
-    st.recursive(st.none(), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner)),
-)  # fmt: skip
-
-
-def places(value: object, *, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something lies in a JSON value, the whole left out."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in inside:
-        yield (*path, key)
-        yield from places(inner, path=(*path, key))
-
-
-@st.composite
-def mutated(draw: st.DrawFn, manifest: dict[str, Any]) -> str:
-    """The text of a manifest with up to three places deleted, replaced, nested or repeated."""
-    fields = json.loads(json.dumps(manifest))
-    for _ in range(draw(st.integers(1, 3))):
-        where = list(places(fields))
-        if not where:
-            break
-        *way, last = draw(st.sampled_from(where))
-        holder = fields
-        for key in way:
-            holder = holder[key]
-        change = draw(st.sampled_from(["delete", "replace", "nest", "add"]))
-        if change == "delete":
-            del holder[last]
-        elif change == "replace":
-            holder[last] = draw(NONSENSE)
-        elif change == "nest":
-            holder[last] = draw(st.sampled_from([[holder[last]], {"a": holder[last]}]))
-        elif isinstance(holder, dict):
-            holder[draw(st.text(max_size=8) | st.just("denoiser.onnx.data"))] = draw(NONSENSE)
-        else:
-            holder.insert(last, draw(NONSENSE))
-    text = json.dumps(fields)
-    cut = draw(st.none() | st.integers(0, len(text)))
-    return text if draw(st.integers(0, 9)) or cut is None else text[:cut]
-
-
-@pytest.fixture(scope="module")
-def spoiled() -> Iterator[Path]:
-    """A bundle whose manifest is written anew by every example."""
-    folder = Path(tempfile.mkdtemp())
-    yield write(folder / "b")
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="module")
-def whole(spoiled: Path) -> dict[str, Any]:
-    return fields_of(spoiled)
-
-
-@settings(deadline=None)
-@given(data=st.data())
-def test_whatever_a_manifest_says_is_opened_or_refused_in_one_line(
-    data: st.DataObject, spoiled: Path, whole: dict[str, Any]
-) -> None:
-    text = data.draw(mutated(whole))
-    (spoiled / "fvit.json").write_bytes(text.encode("utf-8", "surrogatepass"))
-    try:
-        manifest = open_bundle(spoiled).manifest
-    except FvitError as error:
-        assert len(str(error).splitlines()) == 1 and str(error).isprintable()
-        return
-    # What is opened is a manifest that export could have written.
-    assert manifest == Manifest(**manifest.model_dump())
-    assert set(manifest.files) == {"denoiser.onnx", "classifier.onnx"}
-    assert np.isfinite(manifest.schedule.sigmas).all()
 
 
 # Graphs against the manifest.

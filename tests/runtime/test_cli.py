@@ -1,4 +1,3 @@
-import ctypes
 import hashlib
 import io
 import json
@@ -21,7 +20,7 @@ import fvit
 from fvit.certificates.verify import verify
 from fvit.runtime import cli, pictures
 from fvit.runtime.journal import LOCK, NAME, Journal
-from tests.commands import Ended, ended, here, started
+from tests.commands import Ended, ended, here, obey_modes, started
 
 FAST = ("--n", "40", "--alpha", "0.1")
 Certify = Callable[..., Ended]
@@ -233,7 +232,9 @@ def test_sixteen_copies_are_indeed_enough(certify: Certify, samples: list[Path])
 
 
 def test_the_ends_of_what_may_be_asked_are_taken(certify: Certify, samples: list[Path]) -> None:
-    done = certify(samples[0], "--beta", "1e-300", "--n", "1000000000", "--radius", "1e-300", "--alpha", "0.5")
+    done = certify(
+        samples[0], "--beta", "1e-300", "--n", "1000000000", "--radius", "1e-300", "--alpha", "0.5"
+    )
     assert done.status == 0, done.stderr
 
 
@@ -408,10 +409,3 @@ def test_a_folder_that_is_read_only_is_refused(
     )
     assert done.refusal == f"error: cannot write to {tmp_path / 'out'}: Permission denied"
     assert not list((tmp_path / "out").iterdir())
-
-
-def obey_modes() -> None:
-    """Take CAP_DAC_OVERRIDE from root, which writes where modes forbid it, for what is executed next."""
-    if os.geteuid() == 0:
-        drop_from_bounding_set, dac_override = 24, 1
-        ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0)

@@ -6,14 +6,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
@@ -329,66 +326,6 @@ def test_a_file_that_something_else_changes_meanwhile_is_left_to_it(out: Path) -
                 journal.append(numbered(2))
             assert files_of(out) == there
         (out / NAME).unlink(missing_ok=True)
-
-
-def mutations(value: Any, nonsense: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """JSON values that differ from this one at one place."""
-
-    def inside(key: str) -> st.SearchStrategy[Any]:
-        return mutations(value[key], nonsense).map(lambda new: {**value, key: new})
-
-    changed = [nonsense]
-    if isinstance(value, dict):
-        for key in value:
-            changed += [st.just({name: value[name] for name in value if name != key}), inside(key)]
-    elif isinstance(value, list) and value:
-        changed += [st.just(value[1:]), mutations(value[0], nonsense).map(lambda new: [new, *value[1:]])]
-    return st.one_of(changed)
-
-
-NONSENSE = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.just([]), st.just({}),
-    st.lists(st.integers() | st.text(), max_size=3),
-    st.sampled_from([[[]], {"k": 1}, "0" * 64, 10**40, "\ud800", "[red]"]),
-)  # fmt: skip
-
-LINES = st.one_of(
-    mutations(record_of(picture(1), dataclasses.replace(TERMS, k=(2, 1), radius=0.1)), NONSENSE).map(line),
-    mutations(RECORD, NONSENSE).map(line),
-    st.integers(1, 4).map(lambda number: line(numbered(number))),
-    st.binary(max_size=60),
-    st.tuples(st.integers(0, 2000), st.binary(max_size=3), st.integers(0, 2000)).map(
-        lambda cut: line(RECORD)[: cut[0]] + cut[1] + line(RECORD)[cut[2] :]
-    ),
-)
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scratch")
-
-
-@settings(deadline=None)
-@given(data=st.lists(LINES, max_size=4).map(b"".join))
-def test_whatever_lies_there_is_continued_or_refused_in_one_line_and_left_alone(
-    data: bytes, scratch: Path
-) -> None:
-    write(scratch, data)
-    with ExitStack() as opened:
-        try:
-            journal = opened.enter_context(Journal(scratch))
-            record = found(journal, 1)
-        except FvitError as error:
-            assert len(str(error).splitlines()) == 1
-            assert (scratch / NAME).read_bytes() == data
-            return
-        assert record is None or Certificate.model_validate(record).pixels_sha256 == f"{1:064x}"
-        assert (scratch / NAME).read_bytes() == data
-        journal.append(numbered(5))
-    whole, last = data[: data.rfind(b"\n") + 1], data[data.rfind(b"\n") + 1 :]
-    kept = (scratch / NAME).read_bytes()
-    assert kept in (whole + line(numbered(5)), whole + last + b"\n" + line(numbered(5)))
-    assert kept.startswith(data) or b'{"image": "'.startswith(last[:11])
 
 
 # Who owns a folder.
