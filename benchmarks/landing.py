@@ -1,6 +1,6 @@
 """Is one caller of certify(n = 1000) as fast as in an older checkout of this project?
 
-    python -m benchmarks.landing CHECKOUT --pair OLD_BUNDLE BUNDLE [--pair …] [--rounds 9]
+    python -m benchmarks.landing CHECKOUT OLD_BUNDLE BUNDLE [OLD_BUNDLE BUNDLE …] [--rounds 9]
 
 Two processes a pair of bundles, each with the package of its own checkout, take turns within every round, so
 that a slow minute of the machine meets both. Ratios are of copies a second, and are taken inside each round.
@@ -107,7 +107,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 def main(
     checkout: Annotated[Path, typer.Argument(help="A folder with the older version of this project.")],
-    pair: Annotated[list[tuple[Path, Path]], typer.Option(help="A bundle of its, and the same of ours.")],
+    bundles: Annotated[list[Path], typer.Argument(help="A bundle of its and the same of ours, by turns.")],
     rounds: Annotated[int, typer.Option(help="Certificates of each side.")] = 9,
 ) -> None:
     commit = subprocess.run(
@@ -118,7 +118,7 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.npy"
         np.save(image, compositions(1, seed=85, split="held-out").images[0])
-        for theirs, ours in pair:
+        for theirs, ours in zip(bundles[::2], bundles[1::2], strict=True):
             sides = Side(checkout, theirs, image), Side(HERE, ours, image)
             rows.append(compare(*sides, rounds=rounds))
             for side in sides:
