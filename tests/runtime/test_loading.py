@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fvit
+from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime import batching, loading
 
@@ -83,3 +84,24 @@ def test_the_batch_is_measured_once_and_remembered(
     monkeypatch.setattr(loading, "fastest_batch", measured_again)
     with fvit.load(demo_bundle, batch="auto") as remembered:
         assert remembered.rows == measured.rows
+
+
+@pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "link"])
+def test_a_graph_reads_no_weights_from_outside_of_its_bundle(tmp_path: Path, location: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    (tmp_path / "secret").write_bytes(bytes(64))
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "secret")
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[16])
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", "0"), ("length", "64")):
+        entry = weights.external_data.add()
+        entry.key, entry.value = key, value
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [16]) for name in "xy"]
+    add = onnx.helper.make_node("Add", ["x", "w"], ["y"])
+    graph = onnx.helper.make_graph([add], "g", ends[:1], ends[1:], [weights])
+    model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    (folder / "classifier.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(FvitError, match=r"classifier\.onnx cannot be opened by ONNX Runtime: .*xternal"):
+        open_engine(folder / "classifier.onnx", device="cpu")
