@@ -6,8 +6,6 @@ A batch of LitServe's is one call: its requests share the queue's batches, and a
 the last is.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import sys
