@@ -25,6 +25,9 @@ HEAVY = (
     "tensorrt",
     "pydantic",
     "PIL",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
 )
 RUN_CODE = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
