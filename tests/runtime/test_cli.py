@@ -30,7 +30,7 @@ Certify = Callable[..., Ended]
 def certify(vit: fvit.FaithfulViT, monkeypatch: pytest.MonkeyPatch) -> Certify:
     """fvit-certify with the demo bundle, which is loaded once for all tests."""
     monkeypatch.setattr(cli, "load", lambda *_, **__: nullcontext(vit))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("fvit.runtime.cli.console.width", 200)  # it was made when the module was loaded
     return partial(here, "certify", vit.bundle.folder)
 
 
