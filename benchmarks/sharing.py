@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,7 @@ class Load:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._under_way: dict[int, Future[fvit.Certificate]] = {}
         self.latencies: list[float] = []
         self.copies = {"short": 0, "long": 0}
 
@@ -64,8 +66,9 @@ class Load:
                 self.copies["long"] += copies
 
         while not self._stop.is_set():
-            for _ in self._vit.certify_many([picture], terms, on_copies=counted):
-                pass
+            growing = self._vit.certifying(picture, terms, on_copies=counted)
+            self._under_way[caller] = growing
+            wait([growing])
 
     def measured(self, seconds: float) -> dict[str, Any]:
         """After a second to settle: copies/s of both kinds, and latencies in ms of the short requests."""
@@ -80,7 +83,10 @@ class Load:
             latencies = np.array(self.latencies) * 1e3
         self._stop.set()
         for thread in self._threads:
-            thread.join()
+            while thread.is_alive():
+                for growing in list(self._under_way.values()):
+                    growing.cancel()
+                thread.join(0.1)
         result: dict[str, Any] = {"copies_per_second": rates, "calls": len(latencies)}
         if len(latencies):
             p50, p95, p99 = np.quantile(latencies, (0.5, 0.95, 0.99))
