@@ -17,7 +17,7 @@ test: $(INSTALLED) browser
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
-# What `make test` tries a little of: hostile inputs and faults, a hundred times as many, for half an hour.
+# What `make test` tries a little of: hostile inputs and faults, a hundred times as many, for ten minutes.
 fuzz: $(INSTALLED)
 	FVIT_FUZZ=1 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/fuzz --numprocesses auto --dist worksteal
 
