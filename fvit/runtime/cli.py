@@ -133,9 +133,10 @@ def fvit_certify(
 def _batch(said: str | None) -> Batch | None:
     if said is None or said == "auto":
         return said  # type: ignore[return-value]
-    if not said.lstrip("-").isdecimal():
-        raise FvitError(f"batch = {said}: give a number of copies, or auto")
-    return int(said)
+    try:
+        return int(said)
+    except ValueError:
+        raise FvitError(f"batch = {said}: give a number of copies, or auto") from None
 
 
 def _say(words: str, *, style: str = "") -> None:
@@ -216,9 +217,9 @@ class Run:
             return None
         self._seen[picture.pixels_sha256] = file
         if self.journal is not None:
-            record = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest)
-            if record is not None:
-                self.rows.append(Certificate.model_validate(record))
+            done = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest)
+            if done is not None:
+                self.rows.append(done)
                 self.skipped += 1
                 return None
         if picture.resized_from is not None:

@@ -90,7 +90,7 @@ class Journal:
         """Let another process have the folder."""
         self._opened.close()
 
-    def find(self, picture: Picture, terms: Terms, *, bundle: str) -> dict[str, Any] | None:
+    def find(self, picture: Picture, terms: Terms, *, bundle: str) -> Certificate | None:
         """The first record of these pixels on these terms with this bundle, or None.
 
         Where the terms have no seed, a record made with any will do: the same claim at another seed is no new
@@ -102,10 +102,9 @@ class Journal:
             return None
         try:
             record = json.loads(os.pread(self._journal, place.length, place.start))
-            Certificate.model_validate(record)
+            return Certificate.model_validate(record)
         except (OSError, ValidationError, ValueError) as error:
             raise _no_record(self.file, place.number) from error
-        return dict(record)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and push it to the disk.

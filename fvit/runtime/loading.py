@@ -124,7 +124,8 @@ def _check_memory(bundle: Bundle, *, rows: int, cores: int) -> None:
 
 
 def _free_memory() -> float:
-    """Bytes that a process may still have, by what the machine and the process's control group say."""
+    """The bytes that the machine has left, or all that the process's control group may have where those are
+    fewer: a batch beyond them is hopeless, one within may still be too large."""
     limits = [math.inf]
     if found := re.search(r"MemAvailable: +(\d+) kB", _said(Path("/proc/meminfo"))):
         limits.append(1024 * int(found[1]))
