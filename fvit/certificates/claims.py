@@ -17,10 +17,13 @@ from fvit.certificates.radii import (
     class_radius,
     linf_radius,
     lost_tokens,
+    map_radii,
+    shortened,
     token_radii,
 )
 from fvit.certificates.tally import TOTAL, UNIT, Tally
 from fvit.certificates.terms import MOST_COPIES, Terms
+from fvit.errors import FvitError
 
 Floats = NDArray[np.float64]
 
@@ -65,8 +68,10 @@ class AttentionClaim(Part):
 
     tokens [k]: largest aggregate first. grid: rows and columns of tokens. votes [N]: copies that have a
     token among their k largest. sums [N]: of the copies' attributions, in units of 2⁻³⁰. token_radii
-    [k]: the radius up to which each token on its own stays in the top k. curve: for k0 = 1, 2, … the pair
-    (largest β that k0 lost tokens break, its radius). All of it holds at once.
+    [k]: the radius up to which each token on its own stays in the top k. map_radii [N]: for votes, the radius
+    up to which each token keeps its side of the map, above 0 where it is in, below where it is out, 0 where
+    it is open. curve: for k0 = 1, 2, … the pair (largest β that k0 lost tokens break, its radius). All of it
+    holds at once.
     published_renyi_radius: the papers' plug-in figure on the mean attribution, for comparison only.
     """
 
@@ -80,6 +85,7 @@ class AttentionClaim(Part):
     radius_l2: Radius
     abstained: bool
     token_radii: Annotated[tuple[Radius, ...], Row]
+    map_radii: Annotated[tuple[float, ...], Row] | None = None
     curve: Annotated[
         tuple[Annotated[tuple[float, Radius], Row], ...], Field(strict=False, alias="radius_by_beta")
     ]
@@ -96,6 +102,21 @@ class AttentionClaim(Part):
         if self.aggregate == "vote":
             return np.asarray(self.votes) / self.copies
         return np.asarray(self.sums) / (self.copies * UNIT)
+
+    def map(self, radius: float = 0.0) -> NDArray[np.int8]:
+        """int8 [rows, columns], the certified map at an ℓ2 radius (docs/method.md, section 5.3): 1 where a
+        token is certified to be in, −1 where it is certified to be out, everywhere nearer than the radius;
+        0 elsewhere. At 0: everything that is certified at any radius.
+
+        Raises FvitError for means, which have no map, and for a radius below 0 or none.
+        """
+        if self.map_radii is None:
+            raise FvitError("means have no map, because a side is a majority of votes: certify votes")
+        if not radius >= 0:
+            raise FvitError(f"radius = {radius:g}: the map at a radius needs one of 0 or more")
+        radii = np.asarray(self.map_radii)
+        sides = np.where(np.abs(radii) >= radius, np.sign(radii), 0)
+        return sides.astype(np.int8).reshape(self.grid)
 
 
 def class_claim(tally: Tally, terms: Terms, *, labels: Sequence[str]) -> ClassClaim:
@@ -115,12 +136,15 @@ def class_claim(tally: Tally, terms: Terms, *, labels: Sequence[str]) -> ClassCl
 
 
 def attention_claim(tally: Tally, terms: Terms, *, k: int, grid: tuple[int, int]) -> AttentionClaim:
-    """Section 5: the k tokens with the largest aggregate, and every radius that their bounds give."""
+    """Section 5: the k tokens with the largest aggregate, and every radius that the bounds give."""
     tokens = top_tokens(aggregate_of(tally, terms, k=k), k)
     lower, upper = token_bounds(tally, terms, k=k)
     radii = attention_radii(lower, upper, tokens, sigma=terms.sigma, aggregate=terms.aggregate)
     radius = float(radii[lost_tokens(k, beta=terms.beta) - 1])
     mean = tally.sums / tally.sums.sum()
+    sides = None
+    if terms.aggregate == "vote":
+        sides = shortened(map_radii(lower, upper, sigma=terms.sigma), sigma=terms.sigma)
     return AttentionClaim(
         tokens=tuple(tokens.tolist()),
         grid=grid,
@@ -132,6 +156,7 @@ def attention_claim(tally: Tally, terms: Terms, *, k: int, grid: tuple[int, int]
         radius_l2=radius,
         abstained=radius <= 0,
         token_radii=tuple(token_radii(lower, upper, tokens, sigma=terms.sigma).tolist()),
+        map_radii=None if sides is None else tuple(sides.tolist()),
         # Where too few tokens lie outside for k0 of them to leave, no radius is finite or needed.
         curve=tuple(
             ((k - k0 + 1) / k, float(each)) for k0, each in enumerate(radii, start=1) if np.isfinite(each)

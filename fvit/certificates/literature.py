@@ -14,11 +14,11 @@ from fvit.certificates.radii import lost_tokens, probit_gap
 Floats = NDArray[np.float64]
 
 
-# --- section 5.3: the published forms, plug-in estimates for comparison --------------------------------
+# --- section 5.4: the published forms, plug-in estimates for comparison --------------------------------
 
 
 def published_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
-    """σ sup_a √(2ε_a/a) as published in [1, 4] (docs/method.md, section 5.3).
+    """σ sup_a √(2ε_a/a) as published in [1, 4] (docs/method.md, section 5.4).
 
     weights: [N] ≥ 0 with sum 1, exact or estimated; a comparison figure, not a certificate.
     inf where fewer than k0 tokens lie outside. Raises ValueError for weights that are no
@@ -33,7 +33,7 @@ def published_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -
 
 
 def mirrored_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
-    """The mirrored form of [4] (section 5.3): powers 1−a, divergence with its arguments exchanged.
+    """The mirrored form of [4] (section 5.4): powers 1−a, divergence with its arguments exchanged.
 
     It exceeds the exact worst case on some weights, so it is a comparison figure only. Arguments,
     inf and errors as published_radius.
@@ -84,13 +84,13 @@ def _ranked(weights: ArrayLike, *, k: int) -> Floats:
     return ranked
 
 
-# --- section 5.4: the exact worst case, for measuring how tight the certificate is ---------------------
+# --- section 5.5: the exact worst case, for measuring how tight the certificate is ---------------------
 
 
 def exact_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> float:
     """σ times the smallest Gaussian shift that can break the top k of exactly known `weights`.
 
-    An analysis figure (section 5.4): no sound certificate from the weights
+    An analysis figure (section 5.5): no sound certificate from the weights
     alone can be larger. Arguments, inf and errors as published_radius.
     """
     ranked = _ranked(weights, k=k)
@@ -114,7 +114,7 @@ def exact_radius(weights: ArrayLike, *, k: int, beta: float, sigma: float) -> fl
 
 
 def _cheapest_break(ranked: Floats, threshold: float, *, k: int, k0: int) -> Floats:
-    """q of section 5.4: losers pressed to the threshold, challengers lifted to it, the rest scaled."""
+    """q of section 5.5: losers pressed to the threshold, challengers lifted to it, the rest scaled."""
 
     def shares(scale: float) -> Floats:
         q = scale * ranked

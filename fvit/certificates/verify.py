@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
@@ -179,9 +180,29 @@ def _of_attention(name: str, a: Record, r: Record, *, alpha: float) -> Iterator[
     for place, (claimed, token) in enumerate(zip(a["token_radii"], tokens, strict=False)):
         radius = max(0.0, sigma / 2 * (_z(lower[token]) - _z(rivals[0])))
         yield from _compared(f"{name}.token_radii.{place}", claimed, radius, scale=sigma, n=n)
+    yield from _of_map(name, a, lower, upper, sigma=sigma, n=n)
     published = _published(a["sums"], k=k, lost=_lost(k, a["beta"])) * sigma
     if not math.isclose(a["published_renyi_radius"], published, rel_tol=1e-6, abs_tol=1e-5 * sigma):
         yield f"{name}.published_renyi_radius is {a['published_renyi_radius']}, but sums give {published:.9g}"
+
+
+def _of_map(
+    name: str, a: Record, lower: list[float], upper: list[float], *, sigma: float, n: int
+) -> Iterator[str]:
+    """Section 5.3: each token's side and how far it keeps it, in whole steps of the last digit stated."""
+    sides, votes = a.get("map_radii"), a["aggregate"] == "vote"
+    if ("map_radii" in a, sides is not None) != (votes, votes):
+        yield f"{name}.map_radii has to be there where the aggregate is 'vote', and only there"
+        return
+    if votes and len(sides) != len(lower):
+        yield f"{name}.map_radii has to have {len(lower)} numbers"
+    last = Decimal(repr(sigma)).adjusted() - 3
+    for token, (claimed, low, high) in enumerate(zip(sides or (), lower, upper, strict=False)):
+        radius = sigma * _z(low if low > 0.5 else min(high, 0.5))
+        margin = (1e-9 + 1e-14 * n) * max(abs(radius), sigma)
+        steps = {int(Decimal(repr(each)).scaleb(-last)) for each in (radius - margin, radius + margin)}
+        if Decimal(repr(claimed)).scaleb(-last) not in steps:
+            yield f"{name}.map_radii.{token} is {claimed}, but {radius:.6g} follows, cut off at 10^{last}"
 
 
 def _of_decision(r: Record, *, sure: float, alpha: float) -> Iterator[str]:
@@ -236,7 +257,7 @@ def _ranked(values: Sequence[int]) -> list[int]:
 
 
 def _published(sums: Sequence[int], *, k: int, lost: int) -> float:
-    """Section 5.3 at σ = 1: the supremum over orders a, on ever finer grids of ln(a − 1)."""
+    """Section 5.4 at σ = 1: the supremum over orders a, on ever finer grids of ln(a − 1)."""
     w = np.sort(np.asarray(sums, np.float64) / sum(sums))[::-1]
     contested, rest = w[k - lost : k + lost], w[: k - lost].sum() + w[k + lost :].sum()
     top = max(float(contested[0]), 1e-300)
