@@ -30,6 +30,8 @@ CALLERS = (1, 4, 16, 64)
 LONG_CALLERS = 4
 PACE = 1.0
 """Seconds between the calls of the one caller that does not call as fast as it can."""
+SETTLE = 5.0
+"""Seconds before measuring: by then the callers of certify are old in the queue."""
 
 
 class Load:
@@ -71,8 +73,8 @@ class Load:
             wait([growing])
 
     def measured(self, seconds: float) -> dict[str, Any]:
-        """After a second to settle: copies/s of both kinds, and latencies in ms of the short requests."""
-        time.sleep(1.0)
+        """After settling: copies/s of both kinds, and latencies in ms of the short requests."""
+        time.sleep(SETTLE)
         with self._lock:
             before, self.latencies = dict(self.copies), []
         start = time.perf_counter()

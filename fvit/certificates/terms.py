@@ -34,6 +34,9 @@ FIRST_LOOK = 24
 FEWEST_THAT_AGREE = 2000
 """Copies of one class that tell it apart at every alpha that a float holds."""
 
+LONGEST = 64
+"""Bits of a whole number: the seed's."""
+
 CLASS_SHARE = 0.1
 """The class's part of alpha: the explanation is what takes copies, and a tenth costs the class little."""
 
@@ -239,12 +242,17 @@ def _number(value: Any, name: str) -> float:
         if isinstance(value, str):
             raise ValueError
         return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise FvitError(f"{name} is larger than any float") from error
+    except (TypeError, ValueError) as error:
         raise FvitError(f"{name} = {value} is no number") from error
 
 
 def _whole(value: Any, name: str) -> int:
     try:
-        return operator.index(value)
+        whole = operator.index(value)
     except TypeError as error:
         raise FvitError(f"{name} = {value} is no whole number") from error
+    if whole.bit_length() > LONGEST:
+        raise FvitError(f"{name} is a number of {whole.bit_length()} bits: it may have {LONGEST}")
+    return whole

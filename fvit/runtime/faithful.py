@@ -317,8 +317,8 @@ class FaithfulViT:
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate,
             seed=seed, size=self.pipeline.image_size, refining=refining,
         )  # fmt: skip
-        terms.check(tokens=self.pipeline.tokens)
         self._check_level(terms.sigma)
+        terms.check(tokens=self.pipeline.tokens)
         return terms
 
     def read(self, image: ImageLike | Picture) -> Picture:
@@ -354,8 +354,8 @@ class FaithfulViT:
             sigma=sigma, n=n, alpha=alpha, k=(), beta=1.0, aggregate="vote", seed=seed,
             size=self.pipeline.image_size,
         )  # fmt: skip
-        terms.check_predicts()
         self._check_level(terms.sigma)
+        terms.check_predicts()
         sure = terms.alpha - terms.slack
         manifest = self.bundle.manifest
 
@@ -383,13 +383,16 @@ class FaithfulViT:
         on_look: Callable[[Certificate], Any] | None = None,
         on_copies: Callable[[int], Any] = lambda copies: None,
     ) -> Growing[Certificate]:
-        """A certificate under way. What goes wrong is the future's; cancelling it frees its copies.
+        """A certificate under way. What cannot be asked raises here, what goes wrong later is the future's;
+        cancelling it frees its copies.
 
         terms: from `terms`. seconds: after its first copies are taken, until it has to do with those it has.
         on_look: called with the certificate at every look, in a thread of this object's. on_copies: called
         with the number of copies counted since its last call.
         """
 
+        if seconds is not None and not seconds >= 0:
+            raise FvitError(f"seconds = {seconds:g}: give the time that a certificate may take")
         if terms.seed is None:
             terms = replace(terms, seed=drawn_seed())
 

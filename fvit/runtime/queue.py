@@ -32,15 +32,28 @@ had so many, and then in turn with them, however many they had before."""
 OLDEST = 4
 """One of so many rows of a batch belongs to the oldest stretch, so that none starves."""
 
+NEW = 4
+"""One of so many rows belongs to accounts that have not had their first turn, and more where more than one in
+so many is new. What they do not want is saved for them, up to a turn: a short request now and then is
+answered at once, and one after the other without a pause leaves the rest to the long ones."""
 
 LATE = 10.0
 """Seconds of work that the rate of late is taken over."""
 
 
 class Account:
-    """Whose copies they are: stretches of one account are served by age, accounts by what they have had."""
+    """Whose copies they are: stretches of one account are served by age, accounts by what they have had.
+
+    served: so many, or what it is credited with. copies: so many.
+    """
 
     served = 0
+    copies = 0
+
+    @property
+    def new(self) -> bool:
+        """Whether it has not had its first turn."""
+        return self.copies < TURN
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +147,10 @@ _Taken: TypeAlias = "list[tuple[Counted, range]]"
 class Queue:
     """Gives every device full batches of whatever stretches are open.
 
-    The account that has been served least comes first, and the oldest stretch has a share of every batch:
-    a short request overtakes long ones, and no long one starves. A batch that is not full starts at once
-    where its device has nothing else to do. A batch that fails fails its own stretches alone; a device that
-    fails for good leaves, and its copies go to the others.
+    The account that has been served least comes first; new accounts and the oldest stretch have a share of
+    every batch: a short request overtakes long ones, and no long one starves. A batch that is not full starts
+    at once where its device has nothing else to do. A batch that fails fails its own stretches alone; a
+    device that fails for good leaves, and its copies go to the others.
     """
 
     def __init__(self, counters: Sequence[Counter]) -> None:
@@ -201,7 +214,10 @@ class _Desk:
         # other.
         self._least = 0
         self._owed = 0.0  # rows of the oldest's share that were less than a whole one
-        self._changed = threading.Condition()
+        self._saved = 0.0  # rows of the new accounts' share that none of them wanted, up to a turn
+        # A lock itself, not the condition around it, is what is entered: an interrupt finds no gap in it.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._refused: str | None = None
         self._ending = False
         self._process = os.getpid()
@@ -212,7 +228,7 @@ class _Desk:
     @property
     def statistics(self) -> Statistics:
         self._check_mine()
-        with self._changed:
+        with self._lock:
             seconds, copies = self._late[0]
             rate = (self._copies - copies) / (self._busy - seconds) if self._copies > copies else None
             return Statistics(
@@ -233,7 +249,7 @@ class _Desk:
 
     def submit(self, stretch: Stretch, *, spare: bool) -> Counted:
         self._check_mine()
-        with self._changed:
+        with self._lock:
             if self._refused is not None:
                 raise FvitError(self._refused)
             counted = Counted(stretch, age=next(self._ages), spare=spare)
@@ -249,7 +265,7 @@ class _Desk:
 
     def want(self, counted: Counted) -> None:
         self._check_mine()
-        with self._changed:
+        with self._lock:
             if counted.spare and not counted.settled:
                 counted.spare = False
                 self._add(counted, sum(map(len, counted.todo)))
@@ -258,7 +274,7 @@ class _Desk:
         """Take nothing more; devices leave when nothing is open."""
         if not self.mine:
             return
-        with self._changed:
+        with self._lock:
             self._refused = self._refused or CLOSED
             self._ending = True
             dropped = [counted for counted in self._open if cancel or counted.spare]
@@ -271,7 +287,7 @@ class _Desk:
 
         A device that is busy waits for a full batch instead of starting a small one behind the other.
         """
-        with self._changed:
+        with self._lock:
             while True:
                 rows = counter.rows
                 if self.waiting >= rows:
@@ -293,7 +309,7 @@ class _Desk:
     def counted(self, taken: _Taken, tallies: Sequence[Tally | FvitError]) -> None:
         """A batch is done; what is wrong with a part, or with who is told of it, is that stretch's alone."""
         complete = []
-        with self._changed:
+        with self._lock:
             self._at_work(-1)
             self._copies += sum(len(copies) for _, copies in taken)
             self._late.append((self._busy, self._copies))
@@ -318,14 +334,14 @@ class _Desk:
 
     def failed(self, taken: _Taken, error: Exception) -> None:
         """A batch failed: so have its stretches."""
-        with self._changed:
+        with self._lock:
             self._at_work(-1)
         for counted in dict(taken):
             self._settle(counted, error)
 
     def returned(self, taken: _Taken, *, batches: int) -> None:
         """A device left without having counted these rows: they are to be taken again."""
-        with self._changed:
+        with self._lock:
             self._at_work(-batches)
             for counted, copies in reversed(taken):
                 if not counted.settled:
@@ -334,7 +350,7 @@ class _Desk:
 
     def left(self, error: Exception | None) -> None:
         """A device's thread ends; with an error where the device failed for good."""
-        with self._changed:
+        with self._lock:
             self._devices -= 1
             if self._devices:
                 return
@@ -363,14 +379,29 @@ class _Desk:
             self._owed += rows / OLDEST
             room -= self._give(oldest, int(self._owed), taken)
             self._owed %= 1
-            for counted in heapq.nsmallest(rows, wanted, key=lambda counted: counted.turn):
-                room -= self._give(counted, room, taken)
+            new = [counted for counted in wanted if counted.stretch.account.new]
+            others = [counted for counted in wanted if not counted.stretch.account.new]
+            if others:
+                newcomers, accounts = (len({each.stretch.account for each in g}) for g in (new, wanted))
+                self._saved = min(self._saved, TURN) + rows * max(1 / NEW, newcomers / accounts)
+                given = self._in_turn(new, min(room, int(self._saved)), taken)
+                self._saved -= given
+                room -= given
+                room -= self._in_turn(others, room, taken)
+            room -= self._in_turn(new, room, taken)
             room = min(room, -(rows - room) % grain)
         # What is computed anyway, or by nobody else, may as well serve somebody.
         for counted in ready:
             if counted.spare:
                 room -= self._give(counted, room, taken)
         return taken
+
+    def _in_turn(self, group: list[Counted], room: int, taken: _Taken) -> int:
+        """Up to `room` rows of those that come first in a group; how many there were."""
+        given = 0
+        for counted in heapq.nsmallest(room, group, key=lambda counted: counted.turn):
+            given += self._give(counted, room - given, taken)
+        return given
 
     def _give(self, counted: Counted, room: int, taken: _Taken) -> int:
         """Up to `room` rows of a stretch; how many there were."""
@@ -389,6 +420,7 @@ class _Desk:
         if given:
             counted.started = counted.started or time.perf_counter()
             counted.stretch.account.served += given
+            counted.stretch.account.copies += given
             self.waiting -= 0 if counted.spare else given
         return given
 
@@ -405,7 +437,7 @@ class _Desk:
         """Counted, failed or cancelled: the first of them decides."""
         if not self.mine:
             return
-        with self._changed:
+        with self._lock:
             if counted.settled:
                 return
             counted.settled = True

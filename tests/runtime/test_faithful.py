@@ -230,6 +230,8 @@ def test_a_picture_of_another_size_is_refused(vit: fvit.FaithfulViT, samples: li
 def test_a_refinement_may_end_with_time(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
     (only,) = vit.refine(samples[0], seconds=1e-9, seed=2)
     assert only.copies == 24
+    with pytest.raises(fvit.FvitError, match="seconds = nan"):
+        vit.refine(samples[0], seconds=float("nan"))
 
 
 def test_a_closed_model_says_so_and_finishes_what_was_open(demo_bundle: Path, samples: list[Path]) -> None:
@@ -275,6 +277,8 @@ def test_a_level_that_the_noise_does_not_have_is_refused_before_it_meets_others(
 ) -> None:
     with pytest.raises(fvit.FvitError, match="at most 14"):
         vit.predict(samples[0], sigma=20.0)
+    with pytest.raises(fvit.FvitError, match="σ = 1e\\+10 is outside"):
+        vit.certify(samples[0], sigma=1e10)
 
 
 def test_an_interpreter_ends_with_a_call_under_way(demo_bundle: Path, samples: list[Path]) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fvit.certificates.tally import Tally
 from fvit.errors import DeviceLost, FvitError
 from fvit.runtime.images import Picture, read_image
-from fvit.runtime.queue import CREDIT, OLDEST, Account, Batch, Counted, Queue, Stretch
+from fvit.runtime.queue import CREDIT, NEW, OLDEST, TURN, Account, Batch, Counted, Queue, Stretch
 
 CLASSES, TOKENS = 3, 5
 LIMIT = 60
@@ -209,6 +209,37 @@ def test_newcomers_do_not_undercut_each_other() -> None:
     assert list(dict.fromkeys(order)) == [new.stretch.picture for new in news]
     old.cancel()
     queue.close()
+
+
+def test_short_requests_without_a_pause_leave_the_rest_to_long_ones() -> None:
+    """And the first after a pause is answered at once."""
+    device = Device(rows=8)
+    queue = Queue([device])
+    long = [queue.submit(stretch(number, range(100_000))) for number in range(4)]
+    shorts: list[Counted] = []
+    enough = threading.Event()
+
+    def ask_again(before: object = None) -> None:
+        if len(shorts) == 100:
+            enough.set()
+            return
+        shorts.append(queue.submit(stretch(100 + len(shorts), range(16))))
+        shorts[-1].add_done_callback(ask_again)
+
+    while queue.statistics.batches < TURN * NEW:
+        device.wait_begun()
+    ask_again()
+    assert enough.wait(LIMIT)
+    for each in long:
+        each.cancel()
+    queue.close()
+
+    pictures = [each.stretch.picture for each in shorts]
+    having = [i for i, batch in enumerate(device.begun) if any(one.picture in pictures for one, _ in batch)]
+    batches = having[-1] - having[0]
+    assert 16 * len(shorts) - TURN - 16 <= 8 * batches / NEW < 16 * len(shorts)
+    first = [i for i in having if any(one.picture is pictures[0] for one, _ in device.begun[i])]
+    assert len(first) == first[-1] - first[0] + 1 == -(-16 // (8 - 8 // OLDEST))
 
 
 def test_a_newcomer_comes_first_and_then_in_turn_with_who_had_much_before() -> None:
