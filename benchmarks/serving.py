@@ -137,7 +137,7 @@ def served(bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any
                 break
         return found | {"first_ms": 1e3 * float(np.median(firsts))}
 
-    command = [sys.executable, "-c", "from fvit.service.cli import main; main()", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", str(bundle), "--port", "0"]
     process, port = started(command)
     assert process.stdout is not None
     threading.Thread(target=process.stdout.read, daemon=True).start()  # its log

@@ -197,7 +197,7 @@ def main(
         work = [caller(number, port, end, found) for number in range(callers)]
         await asyncio.gather(read(process, end, found), *work)
 
-    command = [sys.executable, "-c", "from fvit.service.cli import main; main()", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", str(bundle), "--port", "0"]
     server, port = started(command)
     assert server.stdout is not None
     log = server.stdout

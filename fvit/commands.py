@@ -54,6 +54,11 @@ def export() -> NoReturn:
     run("fvit.export.cli")
 
 
+def serve() -> NoReturn:
+    """fvit-serve."""
+    run("fvit.service.cli")
+
+
 def run(module: str) -> NoReturn:
     """Run the `app` of a module to its exit status: 1 for bad input, 2 for bad usage, 130 for Ctrl-C and 143
     for SIGTERM.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
-from fvit import commands
+from fvit.commands import VersionOption
 from fvit.errors import FvitError
 from fvit.extras import require
 
@@ -59,7 +59,7 @@ def fvit_serve(
     requests_a_minute: Annotated[int | None, typer.Option(min=1, help="Of one key.")] = None,
     copies_a_minute: Annotated[int | None, typer.Option(min=24, help="Of one key.")] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds to finish in after SIGTERM.")] = 30,
-    _version: commands.VersionOption = False,
+    _version: VersionOption = False,
 ) -> None:
     """Serve certificates over HTTP, and a page to watch them grow at /.
 
@@ -149,7 +149,3 @@ def app(*, standalone_mode: bool) -> Any:
     if sys.argv[1:2] == ["key"]:
         return _keys(args=sys.argv[2:], prog_name="fvit-serve key", standalone_mode=standalone_mode)
     return _serving(standalone_mode=standalone_mode)
-
-
-def main() -> None:
-    commands.run("fvit.service.cli")

@@ -23,7 +23,7 @@ class Serving:
     """fvit-serve in a process of its own. lines: of its log so far."""
 
     def __init__(self, bundle: Path, *options: str, program: Path | None = None) -> None:
-        start = ["-c", "from fvit.service.cli import main; main()"] if program is None else [str(program)]
+        start = ["-c", "from fvit.commands import serve; serve()"] if program is None else [str(program)]
         anywhere = () if "--port" in options else ("--port", "0")
         self.process = subprocess.Popen(
             [sys.executable, *start, f"demo={bundle}", *options, *anywhere],

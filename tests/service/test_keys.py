@@ -13,7 +13,7 @@ from fvit.errors import FvitError
 from fvit.service.keys import Keys, new_key
 from tests.service.conftest import Serving, problem
 
-COMMAND = [sys.executable, "-c", "from fvit.service.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from fvit.commands import serve; serve()"]
 
 
 def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
@@ -129,7 +129,7 @@ def test_a_port_that_is_taken_says_so(service: Serving, demo_bundle: Path) -> No
 
 
 def test_without_the_extra_the_command_names_it() -> None:
-    code = "import sys; sys.modules['uvicorn'] = None; from fvit.service.cli import main; main()"
+    code = "import sys; sys.modules['uvicorn'] = None; from fvit.commands import serve; serve()"
     done = subprocess.run([sys.executable, "-c", code, "bundle"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "pip install 'fvit[serve]'" in done.stderr
