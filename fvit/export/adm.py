@@ -6,6 +6,7 @@ it can be read off the tensors; what cannot comes from the flags that the checkp
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -238,14 +239,14 @@ def build_unet(seen: Architecture, chosen: dict[str, Any]) -> Any:
         up_block_types=tuple("AttnUpBlock2D" if has else kinds[1] for has in reversed(seen.attention)),
         downsample_type=resampling,
         upsample_type=resampling,
-        attention_head_dim=width if width > 0 else seen.channels[-1] // chosen["num_heads"],
+        attention_head_dim=width if width > 0 else math.gcd(*seen.channels),
         resnet_time_scale_shift="scale_shift" if seen.scale_shift else "default",
         attn_norm_num_groups=32,
         norm_num_groups=32,
         norm_eps=1e-5,
         time_embedding_dim=4 * seen.base,
     )
-    if width <= 0:  # as many heads at every level, which diffusers cannot be told
+    if width <= 0:  # as many heads at every level, which diffusers cannot be told: it counts by width
         for module in unet.modules():
             if isinstance(module, Attention):
                 module.heads = chosen["num_heads"]

@@ -219,10 +219,19 @@ def test_a_converted_checkpoint_computes_what_it_computed(
     ("options", "flags"),
     [
         ({"heads": 4, "outputs": 3}, "--image_size 16 --num_heads 4 --learn_sigma False"),
+        (
+            {"heads": 1, "multipliers": (1, 2, 3), "attention": (True, True, True)},
+            "--image_size 16 --num_heads 1",
+        ),
         ({"multipliers": (2, 2, 4), "attention": (False, True, True), "blocks": 2}, FLAGS),
         ({"multipliers": (1,), "attention": (True,)}, FLAGS),
     ],
-    ids=["fixed number of heads", "first level wider than the embedding", "one level"],
+    ids=[
+        "fixed number of heads",
+        "one head at every level",
+        "first level wider than the embedding",
+        "one level",
+    ],
 )
 def test_other_shapes_convert_too(options: dict[str, Any], flags: str, tmp_path: Path) -> None:
     original = _checkpoint(tmp_path / "a.pt", **options)
