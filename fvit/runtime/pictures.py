@@ -14,6 +14,7 @@ from PIL import Image
 from fvit.certificates.claims import AttentionClaim
 from fvit.certificates.record import Certificate
 from fvit.extras import require
+from fvit.runtime.drawing import draw_map, map_radius
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, philox_key
@@ -26,8 +27,8 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     """Draw the certificate of one image to a PNG, whole or not at all.
 
     Five panels: the input; one noisy copy; its denoised version; the plain model's attention; the
-    smoothed attention with the certified tokens outlined, the stronger the larger their own radius.
-    A sixth with several explanation sizes: the certified radius against β for each.
+    smoothed attention with the certified tokens outlined, the stronger the larger their radius. Then, for
+    votes, the certified map at `map_radius`; with several explanation sizes the radius against β for each.
     Raises MissingExtra where matplotlib is not installed.
     """
     terms = certificate.terms
@@ -41,7 +42,8 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
 
     figure_module = require("matplotlib.figure", **PLOTS)
     require("matplotlib.backends.backend_agg", **PLOTS)
-    panels = 5 if len(certificate.attentions) == 1 else 6
+    has_map, several = certificate.attention.map_radii is not None, len(certificate.attentions) > 1
+    panels = 5 + has_map + several
     figure = figure_module.Figure(figsize=(2.64 * panels, 3.75), dpi=150, facecolor="white")
     axes = figure.subplots(1, panels)
     figure.subplots_adjust(left=0.012, right=0.988, top=0.86, bottom=0.22, wspace=0.06)
@@ -57,8 +59,10 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     smoothed = certificate.attention.smoothed.reshape(certificate.attention.grid)
     _overlay(axes[4], pixels, smoothed, "smoothed attention")
     _outline(axes[4], pixels.shape, certificate.attention)
-    if panels == 6:
-        _curves(axes[5], certificate)
+    if has_map:
+        _map(axes[5], picture.pixels, certificate)
+    if several:
+        _curves(axes[-1], certificate)
 
     for line, (words, certified) in enumerate(in_words(certificate)):
         figure.text(
@@ -133,6 +137,20 @@ def _outline(axes: Any, shape: tuple[int, ...], attention: AttentionClaim) -> No
                 alpha=0.45 + 0.55 * strength, linewidth=1.0 + 2.2 * strength,
             )
         )  # fmt: skip
+
+
+def _map(axes: Any, pixels: NDArray[np.uint8], certificate: Certificate) -> None:
+    """The certified map, and what its tones mean."""
+    radius = map_radius(certificate)
+    sides = certificate.attention.map(radius)
+    axes.imshow(np.asarray(draw_map(pixels, sides, size=(480, 480 * pixels.shape[1] // pixels.shape[2]))))
+    axes.set_title(f"certified map at ℓ₂ radius {radius:.2f}", fontsize=13, color=INK, pad=7)
+    axes.set_axis_off()
+    said = ((1, "light: in"), (0, "hatched: open"), (-1, "dark: out"))
+    axes.text(
+        0.5, -0.04, "   ".join(f"{words} {int((sides == side).sum())}" for side, words in said),
+        transform=axes.transAxes, ha="center", va="top", fontsize=10, color=INK,
+    )  # fmt: skip
 
 
 def _curves(axes: Any, certificate: Certificate) -> None:

@@ -1,4 +1,4 @@
-"""The attention map over its picture, as a PNG."""
+"""The attention map, and the certified map, over their picture, as a PNG."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from fvit.certificates.record import Certificate
+from fvit.runtime.drawing import draw_map, map_radius
 from fvit.runtime.images import Picture
 
 SIDE = 512
 """Pixels of the longer side of what is drawn, or the picture's where it is larger."""
+
+GAP = 8
+"""Pixels between two maps."""
 
 GLOW = np.array([[8, 8, 24], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float64)
 """From no attention to all of it."""
@@ -27,7 +31,7 @@ def draw_attention(picture: Picture, attention: NDArray[np.float64]) -> bytes:
 
 def draw_certificate(picture: Picture, certificate: Certificate) -> bytes:
     """The smoothed explanation, its k tokens outlined: green where they are certified, the stronger the
-    larger a token's own radius."""
+    larger its radius; beside it, for votes, the certified map (docs/method.md, section 5.3)."""
     claim = certificate.attention
     image = _light(picture, claim.smoothed.reshape(claim.grid))
     height, width = image.height / claim.grid[0], image.width / claim.grid[1]
@@ -36,7 +40,13 @@ def draw_certificate(picture: Picture, certificate: Certificate) -> bytes:
         row, column = divmod(token, claim.grid[1])
         box = (column * width + 2, row * height + 2, (column + 1) * width - 3, (row + 1) * height - 3)
         pen.rectangle(box, outline=OPEN if claim.abstained else CERTIFIED, width=1 + round(4 * radius / most))
-    return _png(image)
+    if claim.map_radii is None:
+        return _png(image)
+    both = Image.new("RGB", (2 * image.width + GAP, image.height), "white")
+    both.paste(image)
+    sides = claim.map(map_radius(certificate))
+    both.paste(draw_map(picture.pixels, sides, size=image.size), (image.width + GAP, 0))
+    return _png(both)
 
 
 def _light(picture: Picture, attention: NDArray[np.float64]) -> Image.Image:

@@ -1,8 +1,10 @@
-// The page: one refinement at a time, drawn as its certificates arrive.
+// The page: one refinement at a time, drawn as its certificates arrive; or records, each with its image.
+
+import * as draws from "./canvas.js";
 
 const SECONDS = 30;
 const by = (id) => document.getElementById(id);
-const terms = ["sigma", "k", "beta", "radius"];
+const terms = ["sigma", "k", "beta"];
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
 let models = [];
@@ -12,10 +14,17 @@ let image = null;      // {body, bitmap, name}
 let running = null;    // the AbortController of the refinement under way
 let shown = [];        // its certificates, as objects
 let record = "";       // the last of them as it was sent: JavaScript's numbers would spoil a 64-bit seed
+let opened = [];       // records from a file, as lines
+let pictures = {};     // images that came with them, by the SHA-256 of their files
+let token = null;      // the token that is read
 
 const value = (id) => Number(by(id).value);
 const model = () => models.find((each) => each.name === by("model").value) ?? models[0];
 const headers = () => (key ? { Authorization: `Bearer ${key}` } : {});
+const explained = (each) => (each.explanations ?? [each.attention])[Number(by("size").value)];
+const claim = () => (shown.length ? explained(shown.at(-1)) : null);
+const sigma = () => shown.at(-1)?.sigma ?? value("sigma");
+const mapped = () => document.querySelector("[name=view]:checked").value === "map";
 
 async function begin() {
   const answer = await fetch("v1/models", { headers: headers() });
@@ -56,29 +65,111 @@ function sample(path) {
   return button;
 }
 
-function own(file) {
-  if (!file) return;
+async function own(files) {
+  if (!files.length) return;
   for (const each of by("samples").children) each.setAttribute("aria-pressed", "false");
-  take(file, file.name);
+  const named = (file) => /\.(jsonl|ndjson|json)$/i.test(file.name);
+  const [records, images] = [files.filter(named), files.filter((file) => !named(file))];
+  for (const file of images) pictures[await digest(file)] = await decoded(file, file.name);
+  if (records.length) {
+    const texts = await Promise.all(records.map((file) => file.text()));
+    opened = texts.flatMap((text) => text.split("\n").filter((line) => line.trim()));
+    by("record").replaceChildren(...opened.map((line, place) => new Option(titled(line, place), place)));
+    by("record-choice").hidden = opened.length < 2;
+  }
+  // An image of an opened record goes with it; any other is asked about.
+  const found = opened.findIndex((line) => images.length && pictures[parsed(line)?.sha256]);
+  if (records.length || found >= 0) {
+    by("record").value = Math.max(0, found);
+    await open();
+  } else {
+    await take(images[0], images[0].name);
+  }
 }
 
-async function take(body, name) {
+const parsed = (line) => {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return null;
+  }
+};
+const titled = (line, place) => `${place + 1}: ${String(parsed(line)?.image ?? "no record").split("/").pop()}`;
+
+async function digest(file) {
+  if (!crypto.subtle) return file.name; // a page from elsewhere over plain HTTP: records and images stay apart
+  const bytes = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
+  return Array.from(bytes, (each) => each.toString(16).padStart(2, "0")).join("");
+}
+
+async function decoded(body, name) {
   let bitmap = null;
   try {
     bitmap = await createImageBitmap(body);
   } catch {
     // A format that the service reads and this browser does not: the map alone is drawn.
   }
-  image = { body, bitmap, name };
+  return { body, bitmap, name };
+}
+
+async function take(body, name) {
+  image = await decoded(body, name);
+  by("record-choice").hidden = true;
+  opened = [];
   await refine();
 }
 
+// A record is drawn if all of it follows from its counts.
+async function open() {
+  running?.abort();
+  const mine = (running = new AbortController());
+  const line = opened[Number(by("record").value)] ?? "";
+  shown = [];
+  record = "";
+  image = null;
+  by("problem").textContent = "";
+  by("status").textContent = "The record is being verified.";
+  draw();
+  try {
+    const answer = await fetch("v1/verify", {
+      method: "POST", body: line, signal: mine.signal,
+      headers: { ...headers(), "Content-Type": "application/json" },
+    });
+    if (!answer.ok) return await complain(answer);
+    const { follows, findings } = await answer.json();
+    if (running !== mine) return;
+    if (!follows) throw new Error(`This record is not drawn. ${findings.slice(0, 3).join("; ")}`);
+    shown = [JSON.parse(line)];
+    record = line;
+    image = pictures[shown[0].sha256] ?? { body: null, bitmap: null, name: shown[0].image };
+    sized();
+    label();
+    say("Opened: all of it follows from its counts.");
+  } catch (error) {
+    if (running !== mine) return;
+    by("status").textContent = "";
+    by("problem").textContent = error.message;
+  } finally {
+    if (running === mine) {
+      running = null;
+      draw();
+    }
+  }
+}
+
+function sized() {
+  const sizes = shown.at(-1)?.explanations ?? [];
+  by("size").replaceChildren(...sizes.map((each, place) => new Option(each.k, place)));
+  by("size-choice").hidden = sizes.length < 2;
+}
+
 async function refine() {
-  if (!image || !models.length) return;
+  if (!image?.body || !models.length) return;
   running?.abort();
   const mine = (running = new AbortController());
   shown = [];
   record = "";
+  sized();
   by("problem").textContent = "";
   by("status").textContent = "Drawing the first copies.";
   draw();
@@ -146,17 +237,21 @@ function label() {
   by("k-shown").textContent = value("k");
   by("beta-shown").textContent = value("beta").toFixed(1);
   by("radius-shown").textContent = value("radius").toFixed(2);
-  by("radius").max = (2 * value("sigma")).toFixed(2);
-  by("kept").textContent = `${kept()} of the ${value("k")}`;
+  by("radius").max = (3 * sigma()).toFixed(2);
+  const { k, beta } = claim() ?? { k: value("k"), beta: value("beta") };
+  by("kept").textContent = `${kept(k, beta)} of the ${k}`;
+  by("most").textContent = k;
+  by("alpha").textContent = shown.at(-1)?.alpha ?? 0.001;
 }
 
-// The most tokens that are less than a break: k − k0 + 1, in whole tenths so that 0.8·10 is 8.
-const kept = () => Math.ceil((Math.round(value("beta") * 10) * value("k")) / 10);
+// The fewest tokens that are no break: k − k0 + 1. What floats add to a whole number is no token.
+const kept = (k, beta) => Math.ceil(beta * k - 1e-9);
 
 function say(what) {
   const last = shown.at(-1);
   if (!last) return;
-  const { class: of, attention, copies } = last;
+  const { class: of, copies } = last;
+  const attention = explained(last);
   by("status").textContent =
     `${what} Class ${of.label}` +
     (of.abstained ? " is not certified" : ` stays within ${of.radius_l2.toFixed(3)}`) +
@@ -167,21 +262,22 @@ function say(what) {
 
 function draw() {
   const last = shown.at(-1);
+  const attention = claim();
   by("stop").disabled = !running;
   by("save").disabled = !record;
-  by("hint").hidden = Boolean(image);
+  by("hint").hidden = Boolean(image || last);
   by("class").textContent = last ? last.class.label : "–";
   by("copies").textContent = last ? last.copies.toLocaleString("en") : "–";
-  const radii = last?.attention.token_radii ?? [];
-  by("tokens").textContent = last ? `${radii.filter((radius) => radius > 0).length} / ${last.attention.k}` : "–";
+  const radii = attention?.token_radii ?? [];
+  by("tokens").textContent = last ? `${radii.filter((radius) => radius > 0).length} / ${attention.k}` : "–";
   meter("class", last?.class);
-  meter("attention", last?.attention);
+  meter("attention", attention);
   chart();
-  paint(last?.attention);
+  paint(attention);
 }
 
 function meter(name, claim) {
-  const most = 3 * value("sigma");
+  const most = 3 * sigma();
   const radius = claim?.radius_l2 ?? 0;
   const goal = value("radius");
   const track = document.querySelector(`.meter.${name} .track`);
@@ -202,7 +298,7 @@ function chart() {
     element.textContent = text;
     return element;
   };
-  const most = Math.max(2 * value("sigma"), ...shown.map((each) => each.class.radius_l2), 1e-9);
+  const most = Math.max(2 * sigma(), ...shown.map((each) => each.class.radius_l2), 1e-9);
   const end = Math.max(100, shown.at(-1)?.copies ?? 0);
   const x = (copies) => left + ((right - left) * Math.log(copies / 24)) / Math.log(end / 24);
   const y = (radius) => bottom - ((bottom - top) * radius) / most;
@@ -216,7 +312,8 @@ function chart() {
   const goal = y(Math.min(most, value("radius")));
   parts.push(make("polyline", { class: "of-goal", points: `${left},${goal} ${right},${goal}` }));
   for (const claim of ["class", "attention"]) {
-    const points = shown.map((each) => `${x(each.copies)},${y(each[claim].radius_l2)}`).join(" ");
+    const of = (each) => (claim === "class" ? each.class : explained(each));
+    const points = shown.map((each) => `${x(each.copies)},${y(of(each).radius_l2)}`).join(" ");
     parts.push(make("polyline", { class: `of-${claim}`, points }));
   }
   by("chart").replaceChildren(...parts);
@@ -224,46 +321,82 @@ function chart() {
 
 function paint(attention) {
   const canvas = by("canvas");
-  if (image) {
-    const [rows, columns] = model().image_size;
-    const height = Math.round((canvas.width * rows) / columns);
-    if (canvas.height !== height) canvas.height = height;
-  }
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = style("--card");
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  if (image?.bitmap) {
-    // As the service does: scaled to cover, cut at the centre.
-    const { width, height } = image.bitmap;
-    const scale = Math.max(canvas.width / width, canvas.height / height);
-    const [w, h] = [canvas.width / scale, canvas.height / scale];
-    pen.drawImage(image.bitmap, (width - w) / 2, (height - h) / 2, w, h, 0, 0, canvas.width, canvas.height);
-  }
+  const [rows, columns] = shown.at(-1)?.size ?? (image ? model().image_size : [1, 1]);
+  const height = Math.round((canvas.width * rows) / columns);
+  if (canvas.height !== height) canvas.height = height;
+  draws.picture(canvas, image?.bitmap, style("--card"));
+  const sides = attention && draws.sides(attention, value("radius"));
+  by("legend").hidden = !(sides && mapped());
+  read();
   if (!attention) {
     canvas.setAttribute("aria-label", image ? `Picture ${image.name}` : "No picture yet");
     return;
   }
+  if (mapped() && sides) {
+    draws.map(canvas, attention, value("radius"));
+    const [out, unknown, inside] = [-1, 0, 1].map((side) => sides.filter((each) => each === side).length);
+    by("in").textContent = inside;
+    by("open").textContent = unknown;
+    by("out").textContent = out;
+    canvas.setAttribute(
+      "aria-label",
+      `Certified map of ${image.name} at radius ${value("radius").toFixed(2)}: ` +
+        `${inside} tokens in, ${unknown} open, ${out} out`,
+    );
+  } else {
+    draws.explanation(canvas, attention);
+    const sure = attention.token_radii.filter((radius) => radius > 0).length;
+    canvas.setAttribute(
+      "aria-label",
+      `Picture ${image.name} with its explanation: ${attention.k} tokens outlined, ${sure} of them certified` +
+        (mapped() ? "; means have no map" : ""),
+    );
+  }
+  if (token !== null) draws.cursor(canvas, attention, token);
+}
+
+// What the record says of one token.
+function read() {
+  const attention = claim();
+  if (!attention || token === null || token >= attention.votes.length) {
+    token = null;
+    by("token").textContent = "Arrow keys, or the pointer, read a token.";
+    return;
+  }
+  const [row, column] = [Math.floor(token / attention.grid[1]) + 1, (token % attention.grid[1]) + 1];
+  const [votes, copies] = [attention.votes[token], shown.at(-1).copies];
+  const radius = attention.map_radii?.[token];
+  const side = radius > 0 ? `in within ${radius}` : radius < 0 ? `out within ${-radius}` : "open";
+  const place = attention.tokens.indexOf(token);
+  by("token").textContent =
+    `Row ${row}, column ${column}: top ${attention.k} in ${votes.toLocaleString("en")} of ` +
+    `${copies.toLocaleString("en")} copies` +
+    (attention.map_radii ? `; ${side}` : "") +
+    (place < 0 ? "." : `; its place is certified within ${attention.token_radii[place].toFixed(4)}.`);
+}
+
+function point(event) {
+  const attention = claim();
+  if (!attention) return;
   const [rows, columns] = attention.grid;
-  const [w, h] = [canvas.width / columns, canvas.height / rows];
-  const copies = attention.votes.reduce((sum, each) => sum + each, 0) / attention.k;
-  attention.votes.forEach((votes, token) => {
-    pen.fillStyle = `rgb(8 10 20 / ${0.62 * (1 - votes / copies)})`;
-    pen.fillRect((token % columns) * w, Math.floor(token / columns) * h, w, h);
-  });
-  const most = Math.max(...attention.token_radii, 1e-9);
-  attention.tokens.forEach((token, place) => {
-    const radius = attention.token_radii[place];
-    pen.lineWidth = radius > 0 ? 3 + (6 * radius) / most : 2;
-    pen.strokeStyle = radius > 0 ? "#00e0a0" : "#c3cad9";
-    pen.setLineDash(radius > 0 ? [] : [7, 6]);
-    const gap = pen.lineWidth / 2 + 1;
-    pen.strokeRect((token % columns) * w + gap, Math.floor(token / columns) * h + gap, w - 2 * gap, h - 2 * gap);
-  });
-  const sure = attention.token_radii.filter((radius) => radius > 0).length;
-  canvas.setAttribute(
-    "aria-label",
-    `Picture ${image.name} with its explanation: ${attention.k} tokens outlined, ${sure} of them certified`,
-  );
+  const { left, top, width, height } = by("canvas").getBoundingClientRect();
+  const at = (place, size, count) => Math.min(count - 1, Math.max(0, Math.floor((place / size) * count)));
+  const found = at(event.clientY - top, height, rows) * columns + at(event.clientX - left, width, columns);
+  if (found === token) return;
+  token = found;
+  draw();
+}
+
+function step(event) {
+  const attention = claim();
+  const columns = attention?.grid[1];
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  if (!attention || !(event.key in steps || event.key === "Escape")) return;
+  event.preventDefault();
+  const next = token === null ? 0 : token + steps[event.key];
+  if (event.key === "Escape") token = null;
+  else if (next >= 0 && next < attention.votes.length) token = next;
+  draw();
 }
 
 function save() {
@@ -276,10 +409,17 @@ function save() {
 
 for (const id of terms) {
   by(id).addEventListener("input", () => { label(); draw(); });
-  if (id !== "radius") by(id).addEventListener("change", refine);
+  by(id).addEventListener("change", refine);
 }
+for (const each of [by("radius"), by("size"), ...document.querySelectorAll("[name=view]")]) {
+  each.addEventListener("input", () => { label(); draw(); });
+}
+by("record").addEventListener("input", open);
+by("canvas").addEventListener("pointermove", point);
+by("canvas").addEventListener("pointerleave", () => { token = null; draw(); });
+by("canvas").addEventListener("keydown", step);
 by("model").addEventListener("change", () => { fit(); refine(); });
-by("file").addEventListener("change", ({ target }) => own(target.files[0]));
+by("file").addEventListener("change", ({ target }) => own([...target.files]));
 by("stop").addEventListener("click", () => running?.abort());
 by("save").addEventListener("click", save);
 by("key-form").addEventListener("submit", (event) => {
@@ -291,8 +431,7 @@ for (const type of ["dragenter", "dragover", "dragleave", "drop"]) {
   by("drop").addEventListener(type, (event) => {
     event.preventDefault();
     by("drop").classList.toggle("over", type === "dragenter" || type === "dragover");
-    const dropped = type === "drop" && event.dataTransfer.files[0];
-    if (dropped) own(dropped);
+    if (type === "drop") own([...event.dataTransfer.files]);
   });
 }
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
