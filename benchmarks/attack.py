@@ -2,16 +2,17 @@
 
     python -m benchmarks.attack BUNDLE [--images 50]
 
-Two adversaries, each against the class and against the explanation: one follows gradients of the
-smoothed objective through the torch models (expectation over noisy copies), one tries random
-directions. What they propose lies between the 8-bit images, as the certificates allow, and is judged by the
-engine on fresh copies. Every image is kept in the work
-folder as it is done, so a run that was stopped continues.
+Two adversaries, each against the class, the explanation, and the sides of two tokens, one that is in and one
+that is out, drawn at random: one follows gradients of the smoothed objective through the torch models
+(expectation over noisy copies), one tries random directions. What they propose lies between the 8-bit images,
+as the certificates allow, and is judged by the engine on fresh copies. Every image is kept in the work folder
+as it is done, so a run that was stopped continues.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
+from scipy.stats import binomtest
+from torch import Tensor
 
 import fvit
 from benchmarks.keeping import publish, resumed
@@ -35,6 +38,8 @@ from fvit.export.denoisers import OneShotDenoiser, load_diffusers
 from fvit.runtime.images import Picture
 
 Floats = NDArray[np.float32]
+Loss = Callable[[Tensor, Tensor], Tensor]
+"""From logits [B,C] and attribution [B,N] of noisy copies to what an adversary wants more of."""
 
 BATCH = 4
 """Copies that a core takes at once."""
@@ -49,6 +54,57 @@ class Effort:
     copies: int = 16
     directions: int = 4
     judged: int = 25
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is attacked, and the radius that it has. token: of whose side it speaks, if it does."""
+
+    name: str
+    radius: float
+    token: int = -1
+
+
+CLAIMS = ("class", "attention", "a token in", "a token out")
+
+WRONG_BY_CHANCE = 1e-3
+"""A side is broken where so many fresh copies on the other one would be rarer than this at one half."""
+
+
+def claims(certificate: fvit.Certificate, *, seed: int) -> list[Claim]:
+    """Those of a certificate that say anything; of each side one token, drawn at random."""
+    rng, sides = np.random.default_rng(seed), np.array(certificate.attention.map_radii)
+    found = [
+        Claim("class", certificate.class_.radius_l2),
+        Claim("attention", certificate.attention.radius_l2),
+    ]
+    for name, tokens in ((CLAIMS[2], np.flatnonzero(sides > 0)), (CLAIMS[3], np.flatnonzero(sides < 0))):
+        if len(tokens):
+            token = int(rng.choice(tokens))
+            found.append(Claim(name, abs(float(sides[token])), token))
+    return [claim for claim in found if claim.radius > 0]
+
+
+def loss_of(claim: Claim, certificate: fvit.Certificate) -> Loss:
+    """What grows as the claim breaks."""
+    explanation = certificate.attention
+
+    def of_class(logits: Tensor, attribution: Tensor) -> Tensor:
+        return F.cross_entropy(logits, torch.full((len(logits),), certificate.class_.index))
+
+    def of_attention(logits: Tensor, attribution: Tensor) -> Tensor:
+        inside = torch.zeros(attribution.shape[1])
+        inside[list(explanation.tokens)] = 1
+        return (attribution * (1 - 2 * inside)).sum(dim=1).mean()
+
+    def of_side(logits: Tensor, attribution: Tensor) -> Tensor:
+        # A copy votes for the token where it lies above the k-th largest of the others.
+        logs = attribution.clamp(min=1e-12).log()
+        others = torch.cat([logs[:, : claim.token], logs[:, claim.token + 1 :]], dim=1)
+        votes = torch.sigmoid(4 * (logs[:, claim.token] - others.topk(explanation.k, dim=1).values[:, -1]))
+        return votes.mean() if claim.name == "a token out" else -votes.mean()
+
+    return {"class": of_class, "attention": of_attention}.get(claim.name, of_side)
 
 
 class Adversary:
@@ -66,19 +122,16 @@ class Adversary:
         certificate: fvit.Certificate,
         *,
         radius: float,
-        target: str,
+        loss: Loss,
         effort: Effort,
         seed: int,
     ) -> Floats:
-        """Projected gradient ascent on the ℓ2 sphere of this radius; target: "class" or "attention"."""
+        """Projected gradient ascent on the ℓ2 sphere of this radius, of the mean loss over noisy copies."""
         draw = torch.Generator().manual_seed(seed)
         clean = torch.from_numpy(pixels)
         sigma = certificate.sigma
         levels = torch.full((effort.copies,), sigma)
         timesteps = torch.full((effort.copies,), self.schedule.timestep(sigma))
-        inside = torch.zeros(len(certificate.attention.votes))
-        inside[list(certificate.attention.tokens)] = 1
-        label = torch.full((effort.copies,), certificate.class_.index)
         delta = torch.randn(clean.shape, generator=draw)
         delta *= radius / delta.norm()
         for _ in range(effort.steps):
@@ -88,11 +141,7 @@ class Adversary:
             with torch.autocast("cpu", torch.bfloat16):
                 images = self.denoiser(clean + delta + sigma * noise, levels, timesteps)
                 logits, attribution = self.classifier(images)
-            if target == "class":
-                loss = F.cross_entropy(logits.float(), label)
-            else:
-                loss = (attribution.float() * (1 - 2 * inside)).sum(dim=1).mean()
-            (gradient,) = torch.autograd.grad(loss, delta)
+            (gradient,) = torch.autograd.grad(loss(logits.float(), attribution.float()), delta)
             with torch.no_grad():
                 delta = delta + 0.5 * radius * gradient / gradient.norm().clamp(min=1e-12)
                 delta = delta * (radius / delta.norm())
@@ -110,14 +159,12 @@ def random_proposals(pixels: Floats, *, radius: float, effort: Effort, seed: int
     return found
 
 
-def broken(
+def fresh(
     vit: fvit.FaithfulViT, proposal: Floats, certificate: fvit.Certificate, *, effort: Effort, seed: int
-) -> tuple[bool, bool]:
-    """(class, attention): whether the smoothed prediction at the proposal is another class, and
-    whether fewer than βk of the certified tokens are in its top k, by the majority of fresh copies."""
-    k = certificate.attention.k
+) -> Tally:
+    """Fresh copies of a proposal, counted."""
     rng = np.random.default_rng(seed)
-    tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (k,))
+    tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (certificate.attention.k,))
     sigma = np.full(BATCH, certificate.sigma, np.float32)
 
     def some(noise: NDArray[np.float64]) -> tuple[Floats, Floats]:
@@ -129,9 +176,21 @@ def broken(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
         for logits, attribution in cores.map(some, noises):
             tally.add(logits, attribution)
-    lost = k - len(set(top_tokens(tally.votes[0], k)) & set(certificate.attention.tokens))
-    kept = certificate.attention.beta
-    return int(tally.counts.argmax()) != certificate.class_.index, lost >= lost_tokens(k, beta=kept)
+    return tally
+
+
+def broken(claim: Claim, certificate: fvit.Certificate, tally: Tally) -> bool:
+    """Whether fresh copies say otherwise: another class has most of them; fewer than βk of the tokens are in
+    their top k; or, beyond chance, the token is on the other side."""
+    explanation = certificate.attention
+    if claim.name == "class":
+        return int(tally.counts.argmax()) != certificate.class_.index
+    if claim.name == "attention":
+        kept = set(top_tokens(tally.votes[0], explanation.k)) & set(explanation.tokens)
+        return explanation.k - len(kept) >= lost_tokens(explanation.k, beta=explanation.beta)
+    votes = int(tally.votes[0, claim.token])
+    other = "less" if claim.name == "a token in" else "greater"
+    return bool(binomtest(votes, tally.copies, 0.5, alternative=other).pvalue <= WRONG_BY_CHANCE)
 
 
 def attack(
@@ -143,25 +202,21 @@ def attack(
     scale: float,
     effort: Effort,
     seed: int,
-) -> dict[str, bool | None]:
-    """Attack class and attention at `scale` times their certified radii: what was broken; None where
-    there was nothing certified to attack."""
+) -> dict[str, bool]:
+    """Attack what a certificate claims at `scale` times the radii: of each claim whether it was broken."""
     pixels: Floats = np.divide(picture.pixels, 255, dtype=np.float32)
-    outcome: dict[str, bool | None] = {}
-    for which, (target, radius) in enumerate(
-        (("class", certificate.class_.radius_l2), ("attention", certificate.attention.radius_l2))
-    ):
-        if radius <= 0:
-            outcome[target] = None
-            continue
-        reach = scale * radius
+    outcome = {}
+    for claim in claims(certificate, seed=seed):
+        reach = scale * claim.radius
+        loss = loss_of(claim, certificate)
         # The stronger adversary first: what it breaks needs no other.
         proposals = [
-            adversary.follow(pixels, certificate, radius=reach, target=target, effort=effort, seed=seed),
+            adversary.follow(pixels, certificate, radius=reach, loss=loss, effort=effort, seed=seed),
             *random_proposals(pixels, radius=reach, effort=effort, seed=seed),
         ]
-        outcome[target] = any(
-            broken(vit, each, certificate, effort=effort, seed=seed)[which] for each in proposals
+        outcome[claim.name] = any(
+            broken(claim, certificate, fresh(vit, each, certificate, effort=effort, seed=seed))
+            for each in proposals
         )
     return outcome
 
@@ -194,9 +249,9 @@ def main(
         "bundle": digest, "precision": precision, "images": images, "n": n, "effort": vars(effort),
     }  # fmt: skip
     for name in SCALES:
-        for target in ("class", "attention"):
-            tried = [each[name][target] for each in done if each[name][target] is not None]
-            result[f"{target}_{name}"] = {"attacked": len(tried), "broken": sum(map(bool, tried))}
+        for claim in CLAIMS:
+            tried = [each[name][claim] for each in done if claim in each[name]]
+            result[f"{claim}, {name}"] = {"attacked": len(tried), "broken": sum(tried)}
     publish("attack", result, markdown(result))
 
 
@@ -211,10 +266,10 @@ def markdown(result: dict[str, Any]) -> str:
         "| claim | at | attacked | broken |",
         "|---|---|---|---|",
     ]
-    for target in ("class", "attention"):
+    for claim in CLAIMS:
         for name, scale in SCALES.items():
-            found = result[f"{target}_{name}"]
-            lines.append(f"| {target} | {scale:g} × radius | {found['attacked']} | {found['broken']} |")
+            found = result[f"{claim}, {name}"]
+            lines.append(f"| {claim} | {scale:g} × radius | {found['attacked']} | {found['broken']} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,8 +4,9 @@
 
 Exact where a recursion over counts can be: how often bounds ever miss. Simulated elsewhere: worlds as in
 benchmarks/worlds.py, many at once. A certificate is false where any radius exceeds that of its formula at
-the exact values; a decision where it contradicts them; all are checked at every look, whether or not a run
-would have stopped there. Then an adversary who chooses the image, on the package's own noise; and means and
+the exact values, or any token has the wrong side in the map; the maps are also told by themselves. A decision
+is false where it contradicts those values. All are checked at every look, whether or not a run would have
+stopped there. Then an adversary who chooses the image, on the package's own noise; and means and
 the published plug-in figure.
 """
 
@@ -31,7 +32,7 @@ from fvit.certificates.bounds import fixed_bounds, mixture_bounds
 from fvit.certificates.claims import attention_claim, class_claim
 from fvit.certificates.decisions import decide
 from fvit.certificates.literature import exact_radius, published_radius
-from fvit.certificates.radii import lost_tokens, probit_gap
+from fvit.certificates.radii import lost_tokens, map_radii, probit_gap, shortened
 from fvit.certificates.tally import UNIT, Tally
 from fvit.certificates.terms import Terms
 from fvit.runtime.noise import draw, philox_key, thresholds
@@ -39,7 +40,7 @@ from fvit.runtime.noise import draw, philox_key, thresholds
 ALPHAS = (0.1, 0.01)
 N, EARLY, K, BETA, SIGMA = 1000, 100, 10, 0.8, 0.5
 LOST = lost_tokens(K, beta=BETA)
-KINDS = ("scattered", "near ties", "dependent")
+KINDS = ("scattered", "near ties", "dependent", "halves")
 SIZES = ((2, 64), (10, 64), (1000, 196))
 AT_ONCE = 100
 ROUNDING = 1e-9
@@ -160,7 +161,8 @@ class Worlds:
 
 def worlds(kind: str, rng: np.random.Generator, *, runs: int, classes: int, tokens: int) -> Worlds:
     """scattered: values of all sizes. near ties: every token around place k, and the leading class and the
-    others together, within noise of each other. dependent: one coin turns both at once."""
+    others together, within noise of each other. dependent: one coin turns both at once. halves: a copy has k
+    of 2k tokens or the k others, each as often as its opposite but for a hundredth, and the classes alike."""
     prototypes = {2: 8, 10: 20}.get(classes, 100)
     shape, place = (runs, prototypes), np.arange(tokens)
     shared = rng.choice([0, K - LOST], (runs, 1, 1))  # tokens that every copy votes for
@@ -173,6 +175,13 @@ def worlds(kind: str, rng: np.random.Generator, *, runs: int, classes: int, toke
         scores = np.where(place < shared, 2.0, contested)
         probabilities = rng.dirichlet(np.full(prototypes, 50.0), runs)
         leading = np.broadcast_to(np.arange(prototypes) < prototypes // 2, shape)
+    elif kind == "halves":
+        one = rng.random((runs, prototypes // 2, 2 * K)).argsort(axis=2) < K
+        scores = np.full((*shape, tokens), -1.0)
+        scores[..., : 2 * K] = np.stack([one, ~one], axis=2).reshape(*shape, 2 * K)
+        lean = rng.uniform(0.49, 0.51, (runs, prototypes // 2)) / (prototypes // 2)
+        probabilities = np.stack([lean, 2 / prototypes - lean], axis=2).reshape(shape)
+        leading = np.broadcast_to(np.arange(prototypes) % 2 == 0, shape)
     else:
         heads = np.arange(prototypes) == 0
         tails = (place < shared) | ((place >= K) & (place < 2 * K - shared))
@@ -189,23 +198,32 @@ def worlds(kind: str, rng: np.random.Generator, *, runs: int, classes: int, toke
 
 @dataclass(frozen=True, eq=False)
 class Bounds:
-    """The package's bounds of every count at every look: lower, upper [L, n+1]."""
+    """The package's bounds of every count at every look, and the radii of sides by them: [L, n+1] each."""
 
     lower: Floats
     upper: Floats
+    sides: Floats
 
     @classmethod
     def at(cls, looks: tuple[int, ...], *, level: float, fixed: bool) -> Bounds:
         found, bounds = np.zeros((2, len(looks), looks[-1] + 1)), fixed_bounds if fixed else mixture_bounds
         for row, m in enumerate(looks):
             found[:, row, : m + 1] = bounds(np.arange(m + 1), m, level=level)
-        return cls(*found)
+        lower, upper = found
+        return cls(lower, upper, shortened(map_radii(lower, upper, sigma=SIGMA), sigma=SIGMA))
 
     def of(self, counts: Integers) -> tuple[Floats, Floats]:
         """counts [W,L] or [W,L,…], a row of bounds for each look."""
-        rows = np.arange(counts.shape[1]).reshape(-1, *[1] * (counts.ndim - 2))
-        places = counts + rows * self.lower.shape[1]
+        places = self._places(counts)
         return self.lower.take(places), self.upper.take(places)
+
+    def sides_of(self, counts: Integers) -> Floats:
+        """As `of`: the signed radii."""
+        return self.sides.take(self._places(counts))
+
+    def _places(self, counts: Integers) -> Integers:
+        rows = np.arange(counts.shape[1], dtype=np.int32).reshape(-1, *[1] * (counts.ndim - 2))
+        return np.asarray(counts + rows * self.lower.shape[1])
 
     def miss(self, counts: Integers, exact: Floats) -> Flags:
         """counts [W,L,X], exact [W,X] -> [W,L]: whether any is missed."""
@@ -245,6 +263,7 @@ class Drawn:
         values = np.broadcast_to(self.token_values[:, None], self.votes.shape)
         values = np.take_along_axis(values, tokens - 1 - keys % tokens, axis=2)
         inside, outside = values[..., :K], np.sort(values[..., K:])[..., -K:]
+        self.true_sides = SIGMA * ndtri(np.clip(self.token_values, 1e-12, 1 - 1e-12))
         self.true_set, self.true_own = set_radii(inside, outside), own_radii(inside, outside)
         ranked = np.sort(self.token_values)[:, ::-1]
         self.best_set = np.maximum(0.0, SIGMA / 2 * probit_gap(ranked[:, K - LOST], ranked[:, K + LOST - 1]))
@@ -252,11 +271,18 @@ class Drawn:
         near = np.minimum(self.best_class, self.best_set) * np.exp(rng.uniform(-1.5, 1.5, len(ranked)))
         self.asked = np.clip(near, 0.01, 5 * SIGMA)
 
+    def false_maps(self, of_tokens: Bounds, *, looks: Sequence[int]) -> tuple[Flags, Flags]:
+        """[W, looks] whether any token has the wrong side or keeps its own less far than its radius says; and
+        [W, N] which have a side at the last look. The bounds are at these looks."""
+        claimed = of_tokens.sides_of(self.votes[:, looks])
+        wrong = np.abs(claimed) > np.sign(claimed) * self.true_sides[:, None] + ROUNDING
+        return np.asarray(wrong.any(axis=2)), claimed[:, -1] != 0
+
     def false_certificates(
         self, of_class: Bounds, of_tokens: Bounds, *, looks: Sequence[int]
     ) -> tuple[Flags, Flags]:
-        """[W, looks] whether any radius is too large, and whether the explanation has one at all; the bounds
-        are at these looks."""
+        """[W, looks] whether any radius of class, set or places is too large, and whether the explanation has
+        one at all; the bounds are at these looks."""
         inside, outside = of_tokens.of(self.inside[:, looks])[0], of_tokens.of(self.outside[:, looks])[1]
         sets = set_radii(inside, outside)
         false = class_radii(of_class.of(self.most[:, looks])[0]) > self.true_class[:, looks] + ROUNDING
@@ -319,10 +345,17 @@ def simulate(kind: str, *, classes: int, tokens: int, runs: int, seed: int) -> d
             always = bounds(alpha, looks, fixed=False)
             once = bounds(alpha, tuple(looks[end] for end in ends), fixed=True)
             at_ends, made = drawn.false_certificates(*once, looks=ends)
+            maps, sure = drawn.false_maps(once[1], looks=ends)
+            at_ends |= maps
             for end, words in enumerate(("early", "late")):
                 rate[f"certificate, {words}"].add(at_ends[:, end])
+                rate[f"map, {words}"].add(maps[:, end])
+            rate["sides"].add(sure)
             assert by_the_package(drawn, i, ends[1], terms(alpha)) == (at_ends[i, 1], made[i, 1])
             refined, made = drawn.false_certificates(*always, looks=every)
+            maps, _ = drawn.false_maps(always[1], looks=every)
+            refined |= maps
+            rate["map, every look"].add(maps.any(axis=1))
             rate["refinement"].add(refined.any(axis=1))
             rate["certified"].add(made[:, -1])
             assert by_the_package(drawn, i, look, terms(alpha, refining=True)) == (
@@ -454,8 +487,9 @@ def markdown(result: dict[str, Any]) -> str:
         "with the 95 % upper limit. Refinements and decisions are checked at every look.",
         "",
         f"| classes, tokens | worlds | α | certificates at {EARLY} copies | at {N:,} | refinements "
-        "| decisions | any bound ever misses | certified, decided |",
-        "|---|---|---|---|---|---|---|---|---|",
+        f"| decisions | any bound ever misses | maps alone at {EARLY} copies | at {N:,} | at any look "
+        "| certified, decided, sides known |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
 
     def said(rate: dict[str, float]) -> str:
@@ -463,11 +497,15 @@ def markdown(result: dict[str, Any]) -> str:
 
     for row in result["rows"]:
         rates = row["rates"]
-        columns = ("certificate, early", "certificate, late", "refinement", "decision", "any bound")
+        columns = (
+            "certificate, early", "certificate, late", "refinement", "decision", "any bound",
+            "map, early", "map, late", "map, every look",
+        )  # fmt: skip
         lines.append(
             f"| {row['classes']:,}, {row['tokens']} | {row['kind']} | {row['alpha']:g} | "
             + " | ".join(said(rates[name]) for name in columns)
-            + f" | {rates['certified']['rate']:.0%}, {rates['decided']['rate']:.0%} |"
+            + f" | {rates['certified']['rate']:.0%}, {rates['decided']['rate']:.0%}, "
+            f"{rates['sides']['rate']:.0%} |"
         )
     lines += [
         "",

@@ -17,7 +17,13 @@ from scipy.special import betaln, xlog1py, xlogy
 from fvit.certificates.bounds import BETS
 from fvit.certificates.claims import AttentionClaim, ClassClaim
 from fvit.certificates.decisions import Decision
-from fvit.certificates.radii import attainable_radius, attention_radii, class_radius, token_radii
+from fvit.certificates.radii import (
+    attainable_radius,
+    attention_radii,
+    class_radius,
+    map_radii,
+    token_radii,
+)
 from fvit.certificates.tally import TOTAL, UNIT, Tally
 from fvit.certificates.terms import Terms
 
@@ -94,7 +100,15 @@ class World:
         return bool(
             (claimed > radii[: len(claimed)] + TOLERANCE).any()
             or (np.array(claim.token_radii) > tokens + TOLERANCE).any()
+            or (claim.map_radii is not None and self.false_map(claim, terms))
         )
+
+    def false_map(self, claim: AttentionClaim, terms: Terms) -> bool:
+        """Whether any token is claimed to be on the side where it is not, or to keep its own further than it
+        does by its exact value."""
+        values, claimed = self.token_values(terms, claim.k), np.array(claim.map_radii)
+        true = map_radii(values, values, sigma=terms.sigma)
+        return bool((np.abs(claimed) > np.sign(claimed) * true + TOLERANCE).any())
 
     def false_decision(self, decision: Decision, tally: Tally, terms: Terms) -> bool:
         """Whether an answer contradicts the exact values: "certified" for the class or tokens that led, "not

@@ -23,8 +23,8 @@ def test_no_adversary_breaks_a_claim_inside_its_radius(
         certificate = vit.certify(sample, n=200, seed=seed)
         outcome = attack(vit, adversary, vit.read(sample), certificate, scale=0.999, effort=EFFORT, seed=seed)
         assert not any(outcome.values())
-        attacked += sum(broken is not None for broken in outcome.values())
-    assert attacked >= 6
+        attacked += len(outcome)
+    assert attacked >= 14  # class, set, a token in and one out, of four images
 
 
 def test_the_same_adversary_breaks_claims_far_outside(
@@ -33,4 +33,5 @@ def test_the_same_adversary_breaks_claims_far_outside(
     """Without this the test above could pass with an adversary that does nothing."""
     certificate = vit.certify(samples[0], n=200, seed=0)
     outcome = attack(vit, adversary, vit.read(samples[0]), certificate, scale=20, effort=EFFORT, seed=0)
-    assert any(outcome.values())
+    assert outcome["class"] or outcome["attention"]
+    assert outcome["a token in"] or outcome["a token out"]

@@ -193,11 +193,12 @@ def _of_map(
     sides, votes = a.get("map_radii"), a["aggregate"] == "vote"
     if ("map_radii" in a, sides is not None) != (votes, votes):
         yield f"{name}.map_radii has to be there where the aggregate is 'vote', and only there"
+    if not votes or sides is None:
         return
-    if votes and len(sides) != len(lower):
+    if len(sides) != len(lower):
         yield f"{name}.map_radii has to have {len(lower)} numbers"
     last = Decimal(repr(sigma)).adjusted() - 3
-    for token, (claimed, low, high) in enumerate(zip(sides or (), lower, upper, strict=False)):
+    for token, (claimed, low, high) in enumerate(zip(sides, lower, upper, strict=False)):
         radius = sigma * _z(low if low > 0.5 else min(high, 0.5))
         margin = (1e-9 + 1e-14 * n) * max(abs(radius), sigma)
         steps = {int(Decimal(repr(each)).scaleb(-last)) for each in (radius - margin, radius + margin)}

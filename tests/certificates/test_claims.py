@@ -9,7 +9,7 @@ import pytest
 from benchmarks.worlds import World, world
 from fvit.certificates.bounds import fixed_bounds
 from fvit.certificates.claims import attention_claim, class_claim, token_bounds, top_tokens
-from fvit.certificates.radii import attention_radius, class_radius, linf_radius, token_radii
+from fvit.certificates.radii import attention_radius, class_radius, linf_radius, map_radii, token_radii
 from fvit.certificates.tally import UNIT, Tally
 from fvit.certificates.terms import Terms
 
@@ -72,6 +72,35 @@ def test_all_intervals_hold_at_once_where_every_value_is_near_the_edge(classes: 
     assert missed / runs <= limit(runs)
 
 
+@pytest.mark.parametrize(("tokens", "alpha"), [(64, 0.1), (196, 0.1), (64, 0.01)])
+@pytest.mark.parametrize("refining", [False, True])
+def test_no_more_than_alpha_of_the_maps_are_false_where_tokens_lie_at_one_half(
+    tokens: int, alpha: float, refining: bool
+) -> None:
+    """Twenty tokens of which a copy has ten or the ten others, each as often as its opposite but for a
+    hundredth: sides are as hard to tell, and as dependent, as they can be. Any token at any look counts."""
+    rng, runs, k = np.random.default_rng(tokens), 120 if refining else 400, 10
+    asked = terms(n=400, alpha=alpha, refining=refining)
+    false = certain = 0
+    for _ in range(runs):
+        halves = rng.permuted(np.tile(np.arange(2 * k), (15, 1)), axis=1) < k
+        votes = np.zeros((30, tokens))
+        votes[:15, : 2 * k], votes[15:, : 2 * k] = halves, ~halves
+        leaning = rng.uniform(0.49, 0.51, 15) / 15
+        truth = World(
+            votes / k, np.arange(30) % 2, np.concatenate([leaning, 1 / 15 - leaning]), classes=2, k=(k,)
+        )
+        tally, wrong = truth.tally(asked), False
+        for look in (asked.looks[::20] + asked.looks[-1:]) if refining else asked.looks:
+            truth.draw(rng, tally, look - tally.copies)
+            claim = attention_claim(tally, asked, k=k, grid=(1, tokens))
+            wrong |= truth.false_map(claim, asked)
+        false += wrong
+        certain += int(np.count_nonzero(claim.map()))
+    assert false / runs <= limit(runs, alpha)
+    assert certain / runs >= tokens - 2 * k  # of the others all sides are certain
+
+
 def test_every_certificate_of_a_refinement_is_true_at_once() -> None:
     """Each is checked at every look, in 30 worlds; and the event that they follow from."""
     rng, runs, false, missed = np.random.default_rng(3), 30, 0, 0
@@ -110,6 +139,7 @@ def test_a_claim_is_the_formula_at_the_bounds() -> None:
     assert explained.radius_l2 == radius
     assert dict(explained.curve)[0.8] == radius
     assert list(explained.token_radii) == token_radii(low, high, explained.tokens, sigma=0.25).tolist()
+    assert explained.map_radii == pytest.approx(map_radii(low, high, sigma=0.25), abs=1e-4)
     assert explained.smoothed.tolist() == (tally.votes[0] / asked.n).tolist()
     assert explained.tokens == tuple(top_tokens(tally.votes[0], 10))
 

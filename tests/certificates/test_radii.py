@@ -17,7 +17,9 @@ from fvit.certificates.radii import (
     leads_clearly,
     linf_radius,
     lost_tokens,
+    map_radii,
     renyi_divergence,
+    shortened,
     token_radii,
 )
 
@@ -171,6 +173,33 @@ def test_token_radius_is_the_certificate_of_that_token_alone() -> None:
         assert radii[place] == pytest.approx(alone)
 
 
+def test_a_side_of_the_map_is_as_far_from_one_half_as_a_linear_model_says() -> None:
+    """Token j is in on a half-space at a distance: it has Φ(distance/σ) of the votes."""
+    distances = np.array([2.0, 0.3, 0.0, -0.3, -2.0])
+    votes = norm.cdf(distances / 0.5)
+    assert map_radii(votes, votes, sigma=0.5) == pytest.approx(distances)
+    lower, upper = [0.6, 0.4, 0.1, 0.5, 0.0, 0.2], [0.9, 0.6, 0.3, 1.0, 0.5, 0.2]
+    radii = map_radii(lower, upper, sigma=2)
+    assert radii.tolist() == pytest.approx([2 * norm.ppf(0.6), 0, 2 * norm.ppf(0.3), 0, 0, 2 * norm.ppf(0.2)])
+    assert map_radii(1 - np.array(upper), 1 - np.array(lower), sigma=2) == pytest.approx(-radii)
+    assert map_radii([1.0, 0.0], [1.0, 0.0], sigma=1).tolist() == [math.inf, -math.inf]
+    assert map_radii([0.7], [0.8], sigma=1) == pytest.approx([norm.ppf(0.7)])  # a grid of one token
+
+
+@given(st.lists(st.floats(-3, 3), min_size=1, max_size=30), st.floats(0.01, 9.99))
+def test_a_shortened_radius_is_never_larger_and_takes_few_digits(
+    quotients: list[float], sigma: float
+) -> None:
+    radii = sigma * np.array(quotients)
+    short = shortened(radii, sigma=sigma)
+    assert (np.abs(short) <= np.abs(radii) * (1 + 1e-15)).all()
+    assert (np.abs(radii - short) < sigma / 999).all()
+    assert (short * radii >= 0).all()
+    for each in short.tolist():
+        assert len(str(each)) <= 8
+        assert str(each) != "-0.0"
+
+
 @given(worlds(), AGGREGATES)
 def test_no_choice_of_tokens_exceeds_what_is_attainable_at_exact_values(
     world: tuple[np.ndarray, int, float], aggregate: Aggregate
@@ -282,6 +311,29 @@ def test_no_world_solved_by_quadrature_breaks_within_the_radius(
             tightest = max(tightest, radius / true)
     assert certified > 60
     assert tightest > 0.6  # the certificate is not sound merely by saying nothing
+
+
+@pytest.mark.parametrize("dimensions", [1, 2])
+def test_no_token_solved_by_quadrature_changes_its_side_of_the_map_within_its_radius(dimensions: int) -> None:
+    """120 random attribution functions of six tokens; the nearest place where a token is on the other side is
+    searched."""
+    grid, rng = Grid(dimensions), np.random.default_rng(10 + dimensions)
+    sides, tightest = [], 0.0
+    for _ in range(120):
+        k = int(rng.integers(1, 4))
+        ranks = np.argsort(np.argsort(-grid.scores(rng, 6), axis=1), axis=1)
+        smoothed = grid.smooth((ranks < k).astype(float))
+        distances = np.linalg.norm(grid.places, axis=1)
+        radii = map_radii(smoothed[0], smoothed[0], sigma=1)
+        sides += np.sign(radii).tolist()
+        for radius, votes in zip(radii, smoothed.T, strict=True):
+            changed = (votes > 0.5) != (votes[0] > 0.5)
+            true = float(distances[changed].min()) if changed.any() else math.inf
+            assert abs(radius) <= true + 1e-2 * grid.step
+            if math.isfinite(true) and true > 3 * grid.step:
+                tightest = max(tightest, abs(radius) / true)
+    assert min(sides.count(1), sides.count(-1)) > 100
+    assert tightest > 0.9
 
 
 @pytest.mark.parametrize("dimensions", [1, 2])

@@ -1,13 +1,16 @@
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
+from fvit.errors import FvitError
 from tests.certificates.conftest import Make
 
 KINDS: list[dict[str, Any]] = [
@@ -71,6 +74,44 @@ def test_parts_can_be_used_by_their_names(make: Make) -> None:
     assert certificate.attention.smoothed.shape == (64,)
     assert certificate.attention.smoothed.sum() == pytest.approx(10)
     assert dict(certificate.attention.curve)[0.8] == certificate.attention.radius_l2
+
+
+def test_the_map_says_of_every_token_whether_it_is_in_out_or_open_at_a_radius(make: Make) -> None:
+    certificate, seen = make(n=100, k=[10, 30], refining=True), set()
+    for claim in certificate.attentions:
+        radii = claim.map_radii
+        assert radii is not None
+        every = claim.map()
+        assert every.shape == (8, 8)
+        assert every.dtype == np.int8
+        seen |= set(every.ravel().tolist())
+        edge = max(radii)  # at its own radius a side still counts as certified, as an answer at a radius does
+        for radius in (0.0, 0.05, edge, edge + 1e-9):
+            expected = [0 if r == 0 or abs(r) < radius else 1 if r > 0 else -1 for r in radii]
+            assert claim.map(radius).ravel().tolist() == expected
+        assert not claim.map(9.0).any()
+        shares = claim.smoothed.reshape(8, 8)
+        assert shares[every == 1].min() > 0.5 > shares[every == -1].max()
+    assert seen == {-1, 0, 1}
+    with pytest.raises(FvitError, match="radius = -0.1"):
+        certificate.attention.map(-0.1)
+    with pytest.raises(FvitError, match="radius = nan"):
+        certificate.attention.map(math.nan)
+
+
+def test_means_have_no_map(make: Make) -> None:
+    certificate = make(aggregate="mean")
+    assert "map_radii" not in certificate.to_dict()["attention"]
+    with pytest.raises(FvitError, match="certify votes"):
+        certificate.attention.map()
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.25, 1.0])
+def test_the_map_of_196_tokens_takes_less_than_two_kilobytes(make: Make, sigma: float) -> None:
+    record = make(side=14, sigma=sigma, n=5000).to_dict()
+    before = len(json.dumps(record, ensure_ascii=False).encode())
+    assert len(record["attention"].pop("map_radii")) == 196
+    assert before - len(json.dumps(record, ensure_ascii=False).encode()) < 2000
 
 
 def test_a_certificate_does_not_change(make: Make) -> None:

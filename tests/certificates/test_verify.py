@@ -152,6 +152,18 @@ ALTERATIONS: dict[str, Callable[[Record], None]] = {
     "attention abstained": put("attention.abstained", lambda old: not old),
     "token radius": put("attention.token_radii.0", more),
     "token radii, too few": put("attention.token_radii", lambda old: old[:-1]),
+    "map radius": put("attention.map_radii.0", lambda old: round(old + 0.0001, 4)),
+    "map radius, smaller": put("attention.map_radii.0", lambda old: round(old - 0.0001, 4)),
+    "map radius, a digit more": put("attention.map_radii.0", lambda old: round(old - 0.00001, 5)),
+    "side": put("attention.map_radii.0", lambda old: -old),
+    "side of a token outside": put("attention.map_radii.63", lambda old: -old),
+    "side closed": put("attention.map_radii.63", 0.0),
+    "side, far beyond": put("attention.map_radii.63", -1e300),
+    "map radii, too few": put("attention.map_radii", lambda old: old[:-1]),
+    "map radii, too many": put("attention.map_radii", lambda old: [*old, 0.0]),
+    "map radii, none": put("attention.map_radii", []),
+    "map radii as nothing": put("attention.map_radii", None),
+    "map missing": drop("attention.map_radii"),
     "curve": put("attention.radius_by_beta.0.1", more),
     "curve's beta": put("attention.radius_by_beta.0.0", 0.95),
     "curve, too short": put("attention.radius_by_beta", lambda old: old[:-1]),
@@ -239,6 +251,31 @@ def paths(value: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
             for path in [(*way, place), *paths(value[place], (*way, place))]
         ]
     return []
+
+
+@pytest.mark.parametrize("kind", [{"n": 300}, {"n": 300, "k": [10, 30], "radius": 0.1}, {"side": 14}])
+def test_an_edited_side_or_radius_of_any_token_is_found(make: Make, kind: dict[str, Any]) -> None:
+    record = json.loads(json.dumps(make(**kind).to_dict()))
+    assert verify(record) == []
+    claims = record.get("explanations", [record["attention"]])
+    for place, claim in enumerate(claims):
+        for token, honest in enumerate(claim["map_radii"]):
+            edits = {round(honest + 0.0001, 4), round(honest - 0.0001, 4), -honest, 0.0, 0.3} - {honest}
+            for edited in edits:
+                claim["map_radii"][token] = edited
+                if place == 0:
+                    record["attention"]["map_radii"][token] = edited
+                assert any(f"map_radii.{token} " in each for each in verify(record)), (token, edited)
+            claim["map_radii"][token] = honest
+            record["attention"]["map_radii"][token] = claims[0]["map_radii"][token]
+    assert verify(record) == []
+
+
+def test_a_map_of_means_is_found(make: Make) -> None:
+    for value in ([0.0] * 64, None):
+        record = make(aggregate="mean").to_dict()
+        record["attention"]["map_radii"] = value
+        assert any("only there" in each for each in verify(record))
 
 
 @pytest.mark.parametrize("wealth", [lambda old: old + 10**10, lambda old: old - 10**12])
