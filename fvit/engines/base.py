@@ -52,6 +52,8 @@ class Engine(ABC):
 
     name: str
     device: str
+    precision: str
+    """What the graph is computed in, as records name it."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     capturable = False

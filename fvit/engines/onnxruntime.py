@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvit.engines.base import PLANS, Engine, Memory, Tensor
+from fvit.engines.portions import Arrays, in_portions
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 
@@ -65,7 +66,7 @@ class OnnxRuntimeEngine(Engine):
             raise FvitError(
                 f"device {device}: ONNX Runtime cannot load its {wanted}; what it lacks is printed above"
             )
-        self.device = device
+        self.device, self.precision = device, precision
         self.inputs = tuple(map(_tensor, self._session.get_inputs()))
         self.outputs = tuple(map(_tensor, self._session.get_outputs()))
         self._names = [tensor.name for tensor in self.outputs]
@@ -73,21 +74,12 @@ class OnnxRuntimeEngine(Engine):
         self._portion = self._fixed or (ROWS if device == "cpu" else None)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        batch = len(next(iter(feeds.values())))
-        portion = self._portion or batch
-        starts = range(0, batch, portion)
-
-        def part(first: int) -> list[NDArray[Any]]:
-            rows = {name: _filled(values[first : first + portion], portion) for name, values in feeds.items()}
-            found: list[NDArray[Any]] = self._session.run(self._names, rows)
+        def call(rows: dict[str, NDArray[Any]]) -> Arrays:
+            found: Arrays = self._session.run(self._names, rows)
             return found
 
-        mapped = self._cores.map(part, starts) if self._cores and len(starts) > 1 else map(part, starts)
-        pieces = zip(*mapped, strict=True)
-        return {
-            name: values[0] if values[0].shape[0] == batch else np.concatenate(values)[:batch]
-            for name, values in zip(self._names, pieces, strict=True)
-        }
+        found = in_portions(call, feeds, portion=self._portion, cores=self._cores)
+        return dict(zip(self._names, found, strict=True))
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         rows = memory[self.inputs[0].name].shape[0]
@@ -120,11 +112,6 @@ class OnnxRuntimeEngine(Engine):
                     raise OutOfMemory(f"{self.device}: {error}") from error
 
         return execute
-
-
-def _filled(rows: NDArray[Any], portion: int) -> NDArray[Any]:
-    """Repeated up to a whole portion; what the repeats give is cut off again."""
-    return rows if len(rows) == portion else np.resize(rows, (portion, *rows.shape[1:]))
 
 
 def _providers(

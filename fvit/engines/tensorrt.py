@@ -138,12 +138,15 @@ def build_plan(bundle: Path, graph: Path, key: PlanKey, *, workspace: int, verbo
 
 
 class TensorRTEngine(Engine):
-    """A plan on one GPU. gpu: makes that GPU's context current while it is entered."""
+    """A plan on one GPU. precision: what it was built in. gpu: makes that GPU's context current while it is
+    entered."""
 
     name = "tensorrt"
     capturable = True
 
-    def __init__(self, plan: Path, *, device: str, gpu: AbstractContextManager[None], stream: int) -> None:
+    def __init__(
+        self, plan: Path, *, device: str, precision: str, gpu: AbstractContextManager[None], stream: int
+    ) -> None:
         trt = _tensorrt()
         self._gpu = gpu
         self._turn = Lock()  # a context holds the addresses that it works on
@@ -158,7 +161,7 @@ class TensorRTEngine(Engine):
                 f"{device} has no memory for {plan.name}: free some, or build plans for a smaller --batch"
             )
         self._stream = stream
-        self.device = device
+        self.device, self.precision = device, precision
         tensors: dict[bool, list[Tensor]] = {True: [], False: []}
         for i in range(self._plan.num_io_tensors):
             name = self._plan.get_tensor_name(i)

@@ -1,4 +1,4 @@
-"""Which batch is the fastest where this bundle runs: measured once, and remembered."""
+"""Which batch, and which engine, is the fastest where this bundle runs: measured once, and remembered."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from fvit.errors import FvitError, OutOfMemory
+
+Found = TypeVar("Found", int, str)
 
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 WORTH = 1.03
@@ -47,13 +50,13 @@ def time_of_copy(run: Callable[[int], object], rows: int) -> float:
     return min(taken) / copies
 
 
-def remembered(file: Path, key: str, find: Callable[[], int]) -> int:
+def remembered(file: Path, key: str, find: Callable[[], Found], *, otherwise: str) -> Found:
     """What `file` holds for key, or what `find` finds, which it holds from then on.
 
-    Raises FvitError where the file cannot be written.
+    Raises FvitError where the file cannot be written, with what to do otherwise.
     """
     try:
-        known: dict[str, int] = json.loads(file.read_text())
+        known: dict[str, Found] = json.loads(file.read_text())
     except (OSError, ValueError):
         known = {}
     if key in known:
@@ -65,5 +68,5 @@ def remembered(file: Path, key: str, find: Callable[[], int]) -> int:
         made.write_text(json.dumps(known | {key: found}, indent=1) + "\n")
         made.replace(file)
     except OSError as error:
-        raise FvitError(f"cannot write {file}: {error.strerror}; give --batch a number") from error
+        raise FvitError(f"cannot write {file}: {error.strerror}; {otherwise}") from error
     return found

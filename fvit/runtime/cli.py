@@ -79,7 +79,7 @@ def fvit_certify(
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="cpu, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
+        str, typer.Option(help="cpu, openvino, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
     ] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
     save_input: Annotated[

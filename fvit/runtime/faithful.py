@@ -100,7 +100,7 @@ class FaithfulViT:
     ) -> None:
         self.bundle, self.pipeline = bundle, pipeline
         self.passed_over: tuple[str, ...] = ()
-        self.engine = {"name": pipeline.engine, "device": device, "precision": bundle.manifest.precision}
+        self.engine = {"name": pipeline.engine, "device": device, "precision": pipeline.precision}
         self.rows = sum(counter.rows for counter in counters)
         self.queue = Queue(counters)
         self._claims = ThreadPoolExecutor(1, thread_name_prefix="fvit-claims")

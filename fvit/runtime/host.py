@@ -37,7 +37,7 @@ class DenoisedClassifier:
         self.image_size = image_size
         self.schedule = schedule
         self._engines = [denoiser, classifier]
-        self.engine = classifier.name
+        self.engine, self.precision = classifier.name, classifier.precision
         shapes = {tensor.name: tensor.shape for tensor in classifier.outputs}
         classes, tokens = shapes["logits"][1], shapes["attribution"][1]
         if classes is None or tokens is None:

@@ -8,6 +8,7 @@ import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +19,7 @@ from fvit.engines.base import Engine
 from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
+from fvit.extras import require
 from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
 from fvit.runtime.bundle import Bundle, check_graphs, open_bundle
 from fvit.runtime.faithful import FaithfulViT
@@ -28,6 +30,9 @@ from fvit.runtime.queue import Counter, Queue, Stretch
 
 ON_GPU = ("tensorrt", "ort-tensorrt", "cuda")
 """What runs graphs on a GPU, in the order that "auto" tries."""
+
+ON_CPU = ("openvino", "cpu")
+"""What runs them on the CPU; "cpu" is ONNX Runtime's."""
 
 Batch = int | Literal["auto"]
 
@@ -45,27 +50,37 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 """Where a control group's limit of memory is to be read, in version 2 and 1."""
 
 
-def load(bundle: str | os.PathLike[str], *, device: str = "cpu", batch: Batch | None = None) -> FaithfulViT:
-    """Open and verify a bundle and put its graphs on a device.
+def load(
+    bundle: str | os.PathLike[str] | Bundle,
+    *,
+    device: str = "cpu",
+    batch: Batch | None = None,
+    cores: int | None = None,
+) -> FaithfulViT:
+    """Open and verify a bundle, unless it is one that was opened, and put its graphs on a device.
 
-    device: "cpu"; "tensorrt:N", the plans that were built for GPU N; "ort-tensorrt:N" or "cuda:N", ONNX
-    Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like, several GPUs that share all copies;
-    or "auto", the first of tensorrt:0, ort-tensorrt:0, cuda:0 and cpu that works (the result's
-    `passed_over` says why not the others). batch: copies that a CPU core or a GPU takes at once: 4 and 64
-    unless told, and "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that
-    has plans. Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch is
-    no number from 1 on.
+    device: "cpu"; "openvino", the CPU by OpenVINO; "tensorrt:N", the plans that were built for GPU N;
+    "ort-tensorrt:N" or "cuda:N", ONNX Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like,
+    several GPUs that share all copies; or "auto", the first of tensorrt:0, ort-tensorrt:0 and cuda:0 that
+    works, or else the faster of openvino and cpu, which is measured once (the result's `passed_over` says
+    why not the others). batch: copies that a CPU core or a GPU takes at once: 4 and 64 unless told, and
+    "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that has plans. cores:
+    of a CPU, so many; all that this process may use unless told. Raises FvitError where the bundle is
+    missing or damaged, the device cannot be used, or batch is no number from 1 on.
     """
-    opened = open_bundle(bundle)
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     passed_over: list[str] = []
     for choice in [f"{kind}:0" for kind in ON_GPU] if device == "auto" else []:
         try:
-            vit = _on(opened, device=choice, batch=batch)
+            vit = _on(opened, device=choice, batch=batch, cores=cores)
             break
         except FvitError as reason:
             passed_over.append(f"{choice}: {reason}")
     else:
-        vit = _on(opened, device="cpu" if device == "auto" else device, batch=batch)
+        if device == "auto":
+            device, slower = _faster_on_cpu(opened, cores=cores or _available())
+            passed_over.append(slower)
+        vit = _on(opened, device=device, batch=batch, cores=cores)
     vit.passed_over = tuple(passed_over)
     return vit
 
@@ -81,23 +96,52 @@ class Place:
     batch: int
 
 
-def _on(bundle: Bundle, *, device: str, batch: Batch | None) -> FaithfulViT:
+def _on(bundle: Bundle, *, device: str, batch: Batch | None, cores: int | None) -> FaithfulViT:
     if isinstance(batch, np.integer):
         batch = int(batch)
     if not (batch is None or (isinstance(batch, str) and batch == "auto")) and not (
         isinstance(batch, int) and batch >= 1
     ):
         raise FvitError(f"batch = {batch}: give a number of copies from 1 on, or auto")
-    place = _on_cpu(bundle) if device == "cpu" else _on_gpus(bundle, device=device, batch=batch)
+    if device in ON_CPU:
+        place = _on_cpu(bundle, device=device, cores=cores or _available())
+    else:
+        place = _on_gpus(bundle, device=device, batch=batch)
     rows = place.batch if batch is None else batch
     if rows == "auto":
         rows = place.batch if device.startswith("tensorrt") else _fastest(bundle, place, device=device)
     return FaithfulViT(bundle, place.pipeline, place.counters(rows), device=device)
 
 
-def _on_cpu(bundle: Bundle) -> Place:
-    cores = len(os.sched_getaffinity(0))
-    engines = [open_engine(graph, device="cpu", threads=1) for graph in (bundle.denoiser, bundle.classifier)]
+def _available() -> int:
+    """The CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
+    """The device of the faster engine on the CPU, measured here or earlier, and why not the other one."""
+    try:
+        require("openvino", extra="openvino", purpose="device openvino")
+    except FvitError as reason:
+        return "cpu", f"openvino: {reason}"
+
+    def faster() -> str:
+        places = {device: _on_cpu(bundle, device=device, cores=cores) for device in ON_CPU}
+        return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
+
+    versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
+    key = f"{bundle.digest} {platform.processor() or platform.machine()} {cores} cores {versions}"
+    otherwise = "give --device cpu or openvino"
+    found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
+    return found, f"{next(each for each in ON_CPU if each != found)}: slower than {found} here"
+
+
+def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:
+    precision = bundle.manifest.precision
+    engines = [
+        open_engine(graph, device=device, precision=precision, threads=1)
+        for graph in (bundle.denoiser, bundle.classifier)
+    ]
     pipeline = _pipeline(bundle, *engines)
 
     # Graphs with a fixed batch are filled to it.
@@ -145,8 +189,8 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
     indices = numbers.split(",")
     if kind not in ON_GPU or not all(map(str.isdecimal, indices)) or len(set(indices)) < len(indices):
         raise FvitError(
-            f"unknown device '{device}': use cpu, auto, or tensorrt:0, ort-tensorrt:0 or cuda:0 for the "
-            "first GPU, cuda:0,1 for the first two"
+            f"unknown device '{device}': use cpu, openvino or auto, tensorrt:0, ort-tensorrt:0 or cuda:0 "
+            "for the first GPU, cuda:0,1 for the first two"
         )
     from fvit.runtime.gpu.counter import DeviceCounter
     from fvit.runtime.gpu.device import Gpu
@@ -173,28 +217,32 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
 
 def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
     """The batch measured to be the fastest here, or what was found earlier."""
+    key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware}"
+    return remembered(
+        cache_folder() / "batches.json", key,
+        lambda: fastest_batch(lambda rows: _seconds(bundle, place, rows)), otherwise="give --batch a number",
+    )  # fmt: skip
+
+
+def _seconds(bundle: Bundle, place: Place, rows: int) -> float:
+    """The time of one copy, with so many rows on each device."""
     size = bundle.manifest.image_size
     sigma = float(np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]))
     picture = read_image(np.full((*size, 3), 128, np.uint8), size=size)
+    counters = place.counters(rows)
+    queue = Queue(counters)
 
-    def seconds(rows: int) -> float:
-        counters = place.counters(rows)
-        queue = Queue(counters)
+    def run(copies: int) -> None:
+        tally = Tally(place.pipeline.classes, place.pipeline.tokens, (1,))
+        queue.submit(Stretch(picture, range(copies), sigma=sigma, key=0, tally=tally)).result()
 
-        def run(copies: int) -> None:
-            tally = Tally(place.pipeline.classes, place.pipeline.tokens, (1,))
-            queue.submit(Stretch(picture, range(copies), sigma=sigma, key=0, tally=tally)).result()
-
-        try:
-            taken = time_of_copy(run, rows * len(counters))
-            if any(counter.rows < rows for counter in counters):
-                raise OutOfMemory(f"{device} has no memory for {rows} copies at once")
-        finally:
-            queue.close()
-        return taken
-
-    key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware}"
-    return remembered(cache_folder() / "batches.json", key, lambda: fastest_batch(seconds))
+    try:
+        taken = time_of_copy(run, rows * len(counters))
+        if any(counter.rows < rows for counter in counters):
+            raise OutOfMemory(f"{place.hardware} has no memory for {rows} copies at once")
+    finally:
+        queue.close()
+    return taken
 
 
 def _pipeline(bundle: Bundle, denoiser: Engine, classifier: Engine) -> DenoisedClassifier:

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,39 @@ def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> No
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
-def test_auto_takes_the_cpu_and_says_why_not_the_others(demo_bundle: Path) -> None:
+def test_auto_takes_the_cpu_without_a_gpu_and_says_why_not_the_others(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with fvit.load(demo_bundle, device="auto") as vit:
         assert vit.engine["device"] == "cpu"
-        why_not = [reason.partition(":0: ") for reason in vit.passed_over]
-    assert [device for device, _, _ in why_not] == ["tensorrt", "ort-tensorrt", "cuda"]
-    assert all("pycuda" in reason for _, _, reason in why_not)
+        why_not = [reason.split(": ", 1) for reason in vit.passed_over]
+    assert [device for device, _ in why_not] == ["tensorrt:0", "ort-tensorrt:0", "cuda:0", "openvino"]
+    assert all("pycuda" in reason for _, reason in why_not[:3])
+    assert why_not[3][1].endswith("pip install 'fvit[openvino]'")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
+@pytest.mark.parametrize("faster", ["openvino", "cpu"])
+def test_auto_takes_the_faster_engine_of_the_cpu_measured_once(
+    faster: str, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    names = {"openvino": "openvino", "cpu": "onnxruntime"}
+    measured = []
+
+    def seconds(bundle: object, place: loading.Place, rows: int) -> float:
+        measured.append(place.pipeline.engine)
+        return 1.0 if place.pipeline.engine == names[faster] else 2.0
+
+    monkeypatch.setattr(loading, "_seconds", seconds)
+    for _ in range(2):
+        with fvit.load(demo_bundle, device="auto") as vit:
+            assert vit.engine["device"] == faster
+            assert vit.engine["name"] == names[faster]
+            assert vit.passed_over[-1].endswith(f"slower than {faster} here")
+    assert sorted(measured) == ["onnxruntime", "openvino"]
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0", ""])
@@ -86,9 +114,14 @@ def test_the_batch_is_measured_once_and_remembered(
         assert remembered.rows == measured.rows
 
 
+@pytest.mark.parametrize(("device", "engine"), [("cpu", "ONNX Runtime"), ("openvino", "OpenVINO")])
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd", "link"])
-def test_a_graph_reads_no_weights_from_outside_of_its_bundle(tmp_path: Path, location: str) -> None:
+def test_a_graph_reads_no_weights_from_outside_of_its_bundle(
+    tmp_path: Path, location: str, device: str, engine: str
+) -> None:
     onnx = pytest.importorskip("onnx")
+    if device == "openvino":
+        pytest.importorskip("openvino")
     (tmp_path / "secret").write_bytes(bytes(64))
     folder = tmp_path / "bundle"
     folder.mkdir()
@@ -103,5 +136,5 @@ def test_a_graph_reads_no_weights_from_outside_of_its_bundle(tmp_path: Path, loc
     graph = onnx.helper.make_graph([add], "g", ends[:1], ends[1:], [weights])
     model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)])
     (folder / "classifier.onnx").write_bytes(model.SerializeToString())
-    with pytest.raises(FvitError, match=r"classifier\.onnx cannot be opened by ONNX Runtime: .*xternal"):
-        open_engine(folder / "classifier.onnx", device="cpu")
+    with pytest.raises(FvitError, match=rf"classifier\.onnx cannot be opened by {engine}: "):
+        open_engine(folder / "classifier.onnx", device=device)

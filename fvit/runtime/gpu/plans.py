@@ -29,12 +29,13 @@ def open_engines(bundle: Bundle, gpu: Gpu, *, device: str, batch: int | None) ->
     without a batch, for ONNX Runtime. Raises FvitError where there is no such plan or it cannot be used.
     """
 
+    precision = bundle.manifest.precision
+
     def opened(graph: Path) -> Engine:
         if batch is None:
-            precision = bundle.manifest.precision
             return open_engine(graph, device=device, precision=precision, stream=gpu.stream)
         plan = find_plan(bundle.folder, graph, _key(bundle, graph, gpu, batch=batch))
-        return TensorRTEngine(plan, device=device, gpu=gpu, stream=gpu.stream)
+        return TensorRTEngine(plan, device=device, precision=precision, gpu=gpu, stream=gpu.stream)
 
     with gpu:
         return opened(bundle.denoiser), opened(bundle.classifier)

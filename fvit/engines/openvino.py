@@ -1,0 +1,84 @@
+"""OpenVINO: Intel's and AMD's CPUs, in the fastest precision that they have instructions for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fvit.engines.base import Engine, Memory, Tensor
+from fvit.engines.onnxruntime import ROWS
+from fvit.engines.portions import Arrays, in_portions
+from fvit.errors import FvitError
+from fvit.extras import require
+
+SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+class OpenVinoEngine(Engine):
+    """One ONNX graph, compiled for ROWS rows at a time (or its own fixed batch) on one core each.
+
+    Where the CPU multiplies bfloat16, what the graph has in float is computed in that, which is another
+    function than the graph in float32: `precision` says so, and records do. threads: as for ONNX Runtime.
+    Raises FvitError where the graph cannot be read, MissingExtra where openvino is not installed.
+    """
+
+    name = "openvino"
+    device = "openvino"
+
+    def __init__(self, graph: Path, *, precision: str, threads: int | None = None) -> None:
+        openvino = require("openvino", extra="openvino", purpose="device openvino")
+        available = len(os.sched_getaffinity(0))
+        self._cores: ThreadPoolExecutor | None = None
+        if (cores := threads or available) > 1:
+            self._cores = ThreadPoolExecutor(cores, thread_name_prefix="fvit-cpu")
+        # A stream is one core's, and who calls while all are taken waits for one.
+        settings = {
+            "NUM_STREAMS": available,
+            "INFERENCE_NUM_THREADS": available,
+            "ENABLE_CPU_PINNING": False,
+        }
+        try:
+            core = openvino.Core()
+            model = core.read_model(graph)
+            self.inputs, self.outputs = (
+                tuple(map(_tensor, ports)) for ports in (model.inputs, model.outputs)
+            )
+            self._portion = next((each.shape[0] for each in self.inputs if each.shape), None) or ROWS
+            model.reshape({each.name: [self._portion, *each.shape[1:]] for each in self.inputs})
+            compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise FvitError(f"{graph} cannot be opened by OpenVINO: {first}; export it again") from error
+        inner = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        inner = SHORT.get(inner, inner)
+        self.precision = f"int8 and {inner}" if precision == "int8" else inner
+        self._idle: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(available):
+            self._idle.put(compiled.create_infer_request())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        found = in_portions(self._call, feeds, portion=self._portion, cores=self._cores)
+        return {tensor.name: values for tensor, values in zip(self.outputs, found, strict=True)}
+
+    def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        raise FvitError("OpenVINO computes on the CPU here: it has no device memory to bind")
+
+    def _call(self, rows: dict[str, NDArray[Any]]) -> Arrays:
+        request = self._idle.get()
+        try:
+            found = request.infer(rows, share_inputs=True, share_outputs=False)
+            return [found[tensor.name] for tensor in self.outputs]
+        finally:
+            self._idle.put(request)
+
+
+def _tensor(port: Any) -> Tensor:
+    shape = tuple(side.get_length() if side.is_static else None for side in port.partial_shape)
+    return Tensor(port.any_name, shape, np.dtype(port.element_type.to_dtype()))

@@ -1,0 +1,75 @@
+"""OpenVINO on the CPU: the bundle's own graphs, a copy's result its own, and the precision said."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import fvit
+from fvit.engines.base import Engine
+from fvit.engines.opening import open_engine
+from fvit.errors import FvitError
+from fvit.runtime.bundle import CLASSIFIER
+
+pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def classifier(demo_bundle: Path) -> Engine:
+    return open_engine(demo_bundle / CLASSIFIER, device="openvino", threads=1)
+
+
+def _images(count: int) -> np.ndarray:
+    return np.random.default_rng(count).random((count, 3, 64, 64), np.float32)
+
+
+def test_it_computes_what_onnx_runtime_computes_to_the_precision_it_names(
+    classifier: Engine, demo_bundle: Path
+) -> None:
+    other = open_engine(demo_bundle / CLASSIFIER, device="cpu")
+    assert (classifier.inputs, classifier.outputs) == (other.inputs, other.outputs)
+    digits = {"fp32": 1e-4, "bf16": 2e-2}[classifier.precision]
+    found, expected = (engine.run({"images": _images(16)}) for engine in (classifier, other))
+    for name, values in expected.items():
+        assert np.abs(found[name] - values).max() <= digits * np.abs(values).max()
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 19])
+def test_a_copys_result_is_the_same_to_the_bit_in_every_batch(size: int, classifier: Engine) -> None:
+    """docs/method.md, section 9, asks it of what is smoothed."""
+    images = _images(32)
+    whole = classifier.run({"images": images})
+    for first in range(0, 32, size):
+        part = classifier.run({"images": images[first : first + size]})
+        for name, values in part.items():
+            assert np.array_equal(values, whole[name][first : first + size])
+
+
+def test_threads_may_share_an_engine(classifier: Engine) -> None:
+    batches = [_images(count) for count in range(5, 20)]
+    alone = [classifier.run({"images": batch})["logits"] for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda batch: classifier.run({"images": batch})["logits"], batches))
+    for one, other in zip(alone, together, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_certificate_is_the_same_in_every_batch_and_company_and_says_its_engine(
+    demo_bundle: Path, samples: list[Path]
+) -> None:
+    with fvit.load(demo_bundle, device="openvino", batch=1) as vit:
+        alone = vit.certify(samples[0], n=60, alpha=0.1, seed=3)
+        assert vit.engine["name"] == "openvino" and vit.engine["precision"] in ("fp32", "bf16")
+    with fvit.load(demo_bundle, device="openvino", batch=7) as vit, ThreadPoolExecutor(4) as pool:
+        certified = pool.map(lambda image: vit.certify(image, n=60, alpha=0.1, seed=3), samples[:4])
+        together = next(iter(certified))
+    one, other = (each.to_dict() | {"seconds": None} for each in (alone, together))
+    assert one == other
+    assert one["engine"] == vit.engine | {"device": "openvino"}
+
+
+def test_a_graph_that_is_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / CLASSIFIER).write_bytes(b"no graph")
+    with pytest.raises(FvitError, match=r"classifier\.onnx cannot be opened by OpenVINO: .*export it again"):
+        open_engine(tmp_path / CLASSIFIER, device="openvino")
