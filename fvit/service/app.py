@@ -460,7 +460,7 @@ async def _told_nobody(request: Request, error: Exception) -> Response:
 
 def _page_files() -> dict[str, tuple[bytes, str]]:
     files = {"/": PAGE / "index.html"}
-    files |= {f"/{name}": PAGE / name for name in ("page.css", "page.js")}
+    files |= {f"/{name}": PAGE / name for name in ("page.css", "page.js", "canvas.js")}
     files |= {f"/samples/{file.name}": file for file in sorted(SAMPLES.glob("*.png"))}
     return {path: (file.read_bytes(), TYPES[file.suffix]) for path, file in files.items()}
 
