@@ -26,7 +26,7 @@ def machine() -> dict[str, str | int]:
         "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
         "cores": len(os.sched_getaffinity(0)),
     }
-    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "tensorrt", "numpy"):
+    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
