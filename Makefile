@@ -29,5 +29,5 @@ browser:
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,openvino,plots,serve,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,openvino,plots,parquet,ray,serve,dev]'
 	touch $@

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from fvit.engines.opening import open_engine
 from fvit.export.precision import Feeds
-from fvit.runtime.images import find_images, read_image
+from fvit.runtime.images import read_image
+from fvit.runtime.inputs import find_images
 from fvit.runtime.noise import noisy_copies
 from fvit.runtime.schedule import Schedule
 

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
-import os
+import math
+import re
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
+from typer.core import TyperCommand
 
 from fvit import commands
-from fvit.certificates.claims import AttentionClaim, ClassClaim
-from fvit.certificates.record import Certificate
-from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.extras import require
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import MAX_PIXELS, Picture, find_images, read_image
+from fvit.runtime import parquet
+from fvit.runtime.certifier import Certifier, Here
+from fvit.runtime.faithful import terms_of
+from fvit.runtime.images import MAX_PIXELS
+from fvit.runtime.inputs import find_images, listed
 from fvit.runtime.journal import NAME, Journal
+from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import Batch, load
+from fvit.runtime.run import Run, Told
+from fvit.runtime.summary import Summary
 
 app = typer.Typer(add_completion=False)
 console = Console()
 problems = Console(stderr=True)
 
+ADDRESS = re.compile(r"auto|local|\S+:\d+|\w+://\S+")
+"""What --ray takes for the address of a cluster; what follows it and looks otherwise is another argument."""
 
-LONGEST_STEM = 200
-"""Bytes of an image's name that its pictures carry: a name may have 255 on most file systems."""
+SOME = ""
+"""The address of a cluster that is to be found, or started."""
 
 
 class Aggregates(str, Enum):
@@ -42,10 +44,49 @@ class Aggregates(str, Enum):
     mean = "mean"
 
 
-@app.command(no_args_is_help=True)
+class Formats(str, Enum):
+    jsonl = "jsonl"
+    parquet = "parquet"
+
+
+class Command(TyperCommand):
+    """--ray may stand by itself, which typer has no word for."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ends = args.index("--") if "--" in args else len(args)
+        words = [
+            f"--ray={SOME}"
+            if word == "--ray"
+            and place < ends
+            and not ADDRESS.fullmatch("".join(args[place + 1 : place + 2]))
+            else word
+            for place, word in enumerate(args)
+        ]
+        return super().parse_args(ctx, words)
+
+
+@app.command(no_args_is_help=True, cls=Command)
 def fvit_certify(
     bundle: Annotated[Path, typer.Argument(help="A bundle, made by fvit-export.")],
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, folders of images, or patterns of them.")
+    ] = None,
+    list_: Annotated[
+        str | None,
+        typer.Option("--list", help="A file that names images, one a line; - for the standard input."),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Search folders in folders too.")] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            help="The right classes, for certified accuracy: folders, where each class has its own, or a CSV "
+            "with columns file and label."
+        ),
+    ] = None,
+    at: Annotated[
+        list[float] | None,
+        typer.Option(help="An ℓ2 radius at which the summary says how much is certified. May be repeated."),
+    ] = None,
     sigma: Annotated[float, typer.Option(help="Noise level σ, in units of [0,1] pixels.")] = 0.25,
     n: Annotated[int, typer.Option(help="Copies of an image; with --radius or --seconds, at most.")] = 1000,
     alpha: Annotated[
@@ -82,12 +123,32 @@ def fvit_certify(
         str, typer.Option(help="cpu, openvino, cuda:0, ort-tensorrt:0, tensorrt:0, cuda:0,1 or auto.")
     ] = "cpu",
     out: Annotated[Path | None, typer.Option(help=f"Folder for {NAME} and a PNG an image.")] = None,
+    format_: Annotated[
+        Formats,
+        typer.Option(
+            "--format", help=f"With --out: parquet makes {parquet.NAME} of the records, at the end."
+        ),
+    ] = Formats.jsonl,
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="With --out: records alone.")] = False,
     save_input: Annotated[
         bool, typer.Option("--save-input", help="With --out: also the 8-bit picture that is certified.")
     ] = False,
+    summary: Annotated[Path | None, typer.Option(help="A file for what the run came to, as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,
     max_pixels: Annotated[
         int, typer.Option(help="Refuse larger images before they are decoded.", min=1)
     ] = MAX_PIXELS,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Certify on a Ray cluster: at this address, or the one that is found, or a local one.",
+        ),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(help="With --ray: CPU cores of a worker; a node's unless told, 1 beside a GPU.", min=1),
+    ] = None,
     n0: Annotated[int | None, typer.Option("--n0", hidden=True)] = None,
     _version: commands.VersionOption = False,
 ) -> None:
@@ -104,30 +165,90 @@ def fvit_certify(
         raise FvitError("--radius decides as soon as it can and --seconds refines: give one of them")
     if seconds is not None and not seconds > 0:
         raise FvitError(f"--seconds {seconds:g}: give a positive time")
+    if bad := [each for each in at or [] if not 0 <= each < math.inf]:
+        raise FvitError(f"--at {bad[0]:g}: give a radius from 0 on")
     if save_input and out is None:
         raise FvitError("--save-input needs a folder: give --out")
-    if out is not None:
+    if no_pictures and out is None:
+        raise FvitError("--no-pictures leaves them out of a folder: give --out")
+    if format_ is Formats.parquet:
+        if out is None:
+            raise FvitError("--format parquet needs a folder: give --out")
+        parquet.pyarrow()
+    if cores is not None and ray is None:
+        raise FvitError("--cores is each worker's on a cluster: give --ray")
+    drawn = out is not None and not no_pictures
+    if drawn:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
-    files = find_images(images, on_skip=lambda file, reason: _say(f"{file} is skipped: {reason}"))
-    with load(bundle, device=device, batch=_batch(batch)) as vit:
-        commands.on_interruption(lambda: vit.queue.close(cancel=True))
-        for reason in vit.passed_over:
-            _say(f"not on {reason}")
-        terms = vit.terms(
-            sigma=sigma, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, radius=radius,
+    told = Told(console, problems, quiet=quiet)
+    places: list[str | Path] = [*(images or []), *([] if list_ is None else listed(list_))]
+    if not places:
+        raise FvitError("there is no image: name files, folders or patterns, or give a --list of them")
+    files = find_images(
+        places, recursive=recursive, on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}")
+    )
+    with _certifier(
+        bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told, images=len(files)
+    ) as certifier:
+        manifest = certifier.bundle.manifest
+        terms = terms_of(
+            manifest, sigma=sigma, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, radius=radius,
             aggregate=aggregate.value, seed=seed, refining=seconds is not None,
+        )  # fmt: skip
+        right = None if labels is None else labels_of(files, labels, names=manifest.labels)
+        came_to = Summary(
+            terms, len(files), radii=at or [0.0, *([] if radius is None else [radius])],
+            asked=bool(at) or right is not None, labelled=right is not None,
         )  # fmt: skip
         with Journal(out) if out else nullcontext() as journal:
             run = Run(
-                vit, terms, files, journal, seconds=seconds, save_input=save_input,
-                max_pixels=max_pixels,
+                certifier, terms, files, journal, told, came_to, right, seconds=seconds, drawn=drawn,
+                save_input=save_input, max_pixels=max_pixels,
             )  # fmt: skip
             try:
                 run.certify()
+                if journal is not None and format_ is Formats.parquet:
+                    parquet.write_parquet(journal, journal.folder / parquet.NAME)
             finally:
+                if summary is not None:
+                    came_to.write(summary)
                 run.report()
-    if run.failed:
+    if came_to.failed:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _certifier(
+    bundle: Path,
+    *,
+    device: str,
+    batch: Batch | None,
+    ray: str | None,
+    cores: int | None,
+    told: Told,
+    images: int,
+) -> Iterator[Certifier]:
+    """The bundle where it is to run; an interruption cancels what is under way there."""
+    if ray is not None:
+        from fvit.cluster.driver import Cluster
+
+        cluster = Cluster(
+            bundle,
+            address=ray or None,
+            device=device,
+            batch=batch,
+            cores=cores,
+            images=images,
+            note=told.note,
+        )
+        commands.on_interruption(cluster.cancel)
+        yield cluster
+        return
+    with load(bundle, device=device, batch=batch) as vit:
+        commands.on_interruption(lambda: vit.queue.close(cancel=True))
+        for reason in vit.passed_over:
+            told.note(f"not on {reason}")
+        yield Here(vit)
 
 
 def _batch(said: str | None) -> Batch | None:
@@ -137,153 +258,3 @@ def _batch(said: str | None) -> Batch | None:
         return int(said)
     except ValueError:
         raise FvitError(f"batch = {said}: give a number of copies, or auto") from None
-
-
-def _say(words: str, *, style: str = "") -> None:
-    shown = Text(commands.one_line(words), style=style)
-    problems.print(shown, soft_wrap=True)
-
-
-@dataclass
-class Run:
-    """One invocation: what is to do, and what came of it."""
-
-    vit: FaithfulViT
-    terms: Terms
-    files: list[Path]
-    journal: Journal | None
-    seconds: float | None
-    save_input: bool
-    max_pixels: int
-    rows: list[Certificate] = field(default_factory=list)
-    failed: int = 0
-    skipped: int = 0
-    _seen: dict[str, Path] = field(default_factory=dict)
-
-    def certify(self) -> None:
-        each = self.terms.n
-        columns = (
-            TextColumn("certifying"), BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} copies"),
-            CopiesPerSecond(), TimeRemainingColumn(),
-        )  # fmt: skip
-        with Progress(
-            *columns, console=problems, transient=True, disable=not problems.is_terminal
-        ) as progress:
-            task = progress.add_task("", total=each * len(self.files))
-            waiting: list[Picture] = []
-
-            def pictures() -> Iterator[Picture]:
-                for file in self.files:
-                    picture = self._read(file)
-                    if picture is None:
-                        progress.update(task, total=(progress.tasks[0].total or 0) - each)
-                    else:
-                        waiting.append(picture)
-                        yield picture
-
-            counted = self.vit.certify_many(
-                pictures(), self.terms, seconds=self.seconds,
-                on_copies=lambda copies: progress.advance(task, copies),
-            )  # fmt: skip
-            for certificate in counted:
-                self._keep(waiting.pop(0), certificate)
-                # A decision may have needed fewer copies than it was allowed.
-                progress.update(task, total=(progress.tasks[0].total or 0) - each + certificate.copies)
-
-    def report(self) -> None:
-        """The table of what is done, also after an interruption."""
-        if self.rows:
-            console.print(table(self.rows, self.terms))
-        if self.skipped:
-            console.print(f"{self.skipped} of them were done before and are read from {NAME}")
-        if self.journal is not None and self.rows:
-            folder = commands.one_line(str(self.journal.folder))
-            console.print(Text(f"records and pictures are in {folder}"), soft_wrap=True)
-        if self.failed:
-            problems.print(f"[bold red]{self.failed} of {len(self.files)} images could not be certified[/]")
-
-    def _read(self, file: Path) -> Picture | None:
-        """The picture, or None where it is done already or cannot be read (said)."""
-        size = self.vit.pipeline.image_size
-        try:
-            picture = read_image(file, size=size, max_pixels=self.max_pixels)
-        except FvitError as error:
-            _say(f"error: {error}", style="red")
-            self.failed += 1
-            return None
-        if picture.pixels_sha256 in self._seen:
-            _say(f"{file} has the pixels of {self._seen[picture.pixels_sha256]}, and is done once")
-            return None
-        self._seen[picture.pixels_sha256] = file
-        if self.journal is not None:
-            done = self.journal.find(picture, self.terms, bundle=self.vit.bundle.digest)
-            if done is not None:
-                self.rows.append(done)
-                self.skipped += 1
-                return None
-        if picture.resized_from is not None:
-            (rows, columns), (height, width) = picture.resized_from, size
-            _say(f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of")
-        if picture.frames > 1:
-            _say(f"{file} has {picture.frames} frames: the first is certified")
-        return picture
-
-    def _keep(self, picture: Picture, certificate: Certificate) -> None:
-        if self.journal is not None:
-            self._draw(picture, certificate, self.journal.folder)
-            self.journal.append(certificate.to_dict())
-        self.rows.append(certificate)
-
-    def _draw(self, picture: Picture, certificate: Certificate, folder: Path) -> None:
-        # The picture goes before the record: a record that is there then implies its picture.
-        from fvit.runtime.pictures import write_picture, written_whole
-
-        # As long as a file system lets a name be, with what is added to it.
-        name = os.fsdecode(os.fsencode(Path(picture.name).stem)[:LONGEST_STEM])
-        stem = f"{name}-{picture.pixels_sha256[:8]}"
-        try:
-            write_picture(self.vit, picture, certificate, file=folder / f"{stem}.png")
-            if self.save_input:
-                with written_whole(folder / f"{stem}-input.png") as part:
-                    Image.fromarray(picture.pixels.transpose(1, 2, 0)).save(part, format="png")
-        except OSError as error:
-            raise FvitError(f"cannot write a picture to {folder}: {error.strerror}") from error
-
-
-class CopiesPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} copies/s" if task.speed else "")
-
-
-def table(rows: list[Certificate], terms: Terms) -> Table:
-    """One row a record; radii are ℓ2, and a dash stands for abstention."""
-    title = (
-        f"σ = {terms.sigma:g}, n = {terms.n:,}, α = {terms.alpha:g}, "
-        f"k = {', '.join(map(str, terms.k))}, β = {terms.beta:g}, {terms.aggregate}"
-    )
-    drawn = Table(title=title)
-    drawn.add_column("image", overflow="fold", min_width=10)
-    drawn.add_column("class")
-    attentions = [f"attention k={k}" for k in terms.k] if len(terms.k) > 1 else ["attention radius"]
-    for heading in ("share", "class radius", *attentions, "copies", "seconds"):
-        drawn.add_column(heading, justify="right")
-    if terms.radius is not None:
-        drawn.add_column(f"at radius {terms.radius:g}", no_wrap=True)
-    for row in rows:
-        of_class, decision = row.class_, row.decision
-        drawn.add_row(
-            Text(commands.one_line(Path(row.image).stem)),
-            "abstains" if of_class.abstained else Text(commands.one_line(of_class.label)),
-            f"{100 * of_class.counts.get(str(of_class.index), 0) / row.copies:.1f} %",
-            _radius(of_class),
-            *map(_radius, row.attentions),
-            f"{row.copies:,}",
-            f"{row.seconds:.1f}",
-            *([] if decision is None else [decision.answer]),
-        )
-    return drawn
-
-
-def _radius(claim: ClassClaim | AttentionClaim) -> str:
-    return "–" if claim.abstained else f"{claim.radius_l2:.3f}"

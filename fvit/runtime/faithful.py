@@ -26,12 +26,13 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
-from fvit.runtime.bundle import Bundle
+from fvit.runtime.bundle import Bundle, Manifest
 from fvit.runtime.growing import Growing
 from fvit.runtime.host import DenoisedClassifier
 from fvit.runtime.images import ImageLike, Picture, read_image
 from fvit.runtime.noise import philox_key, thresholds
 from fvit.runtime.queue import CLOSED, Account, Counter, Queue, Stretch
+from fvit.runtime.schedule import Schedule
 
 MOST_REFINED = 100_000
 """Copies of one image that a refinement ends at, unless told."""
@@ -66,6 +67,12 @@ class Asked(TypedDict, total=False):
     radius: float | None
     aggregate: Aggregate
     seed: int | None
+
+
+class TermsAsked(Asked, total=False):
+    """What may be asked of certify and refine."""
+
+    refining: bool
 
 
 class PredictAsked(TypedDict, total=False):
@@ -278,8 +285,7 @@ class FaithfulViT:
         with the number of copies counted since its last call, in other threads.
         """
         account = Account()
-        each = terms.n if terms.radius is None else 1
-        most = 1 if seconds is not None else min(MOST_OPEN, 2 + 2 * self.rows // each)
+        most = at_once(terms, rows=self.rows, seconds=seconds)
         growing: deque[Growing[Certificate]] = deque()
         try:
             for picture in pictures:
@@ -296,30 +302,9 @@ class FaithfulViT:
             for left in growing:
                 left.cancel()
 
-    def terms(
-        self,
-        *,
-        sigma: float = 0.25,
-        n: int = 1000,
-        alpha: float = 1e-3,
-        k: int | Sequence[int] = 10,
-        beta: float = 0.8,
-        radius: float | None = None,
-        aggregate: Aggregate = "vote",
-        seed: int | None = None,
-        refining: bool = False,
-    ) -> Terms:
-        """What certify is asked, checked against this bundle; raises FvitError where it cannot be met.
-
-        Without a seed each picture that is certified on these terms gets its own from entropy.
-        """
-        terms = Terms.of(
-            sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate,
-            seed=seed, size=self.pipeline.image_size, refining=refining,
-        )  # fmt: skip
-        self._check_level(terms.sigma)
-        terms.check(tokens=self.pipeline.tokens)
-        return terms
+    def terms(self, **asked: Unpack[TermsAsked]) -> Terms:
+        """terms_of this bundle."""
+        return terms_of(self.bundle.manifest, **asked)
 
     def read(self, image: ImageLike | Picture) -> Picture:
         """The image at the bundle's size, a Picture as it is; raises FvitError where it cannot be read, or
@@ -354,7 +339,7 @@ class FaithfulViT:
             sigma=sigma, n=n, alpha=alpha, k=(), beta=1.0, aggregate="vote", seed=seed,
             size=self.pipeline.image_size,
         )  # fmt: skip
-        self._check_level(terms.sigma)
+        _check_level(self.pipeline.schedule, terms.sigma)
         terms.check_predicts()
         sure = terms.alpha - terms.slack
         manifest = self.bundle.manifest
@@ -430,14 +415,6 @@ class FaithfulViT:
         growing.fail(FvitError(CLOSED))
         return growing
 
-    def _check_level(self, sigma: float) -> None:
-        """Raise FvitError where this denoiser or the noise has no such σ.
-
-        The law of the noise is made ready in the caller's thread: in a device's it would hold up everybody.
-        """
-        self.pipeline.schedule.timestep(sigma)
-        thresholds(sigma)
-
     def _stretch(self, picture: Picture, terms: Terms, *, copies: int) -> Stretch:
         if terms.seed is None:
             raise FvitError("these terms have no seed: take those of a certificate")
@@ -480,6 +457,47 @@ class _Grown:
             self._class, self._attention = max(of_class, self._class), max(attention, self._attention)
             self.last = certificate
             self._show(certificate)
+
+
+def at_once(terms: Terms, *, rows: int, seconds: float | None = None) -> int:
+    """How many pictures keep devices busy that take so many rows together; one where its time is limited."""
+    each = terms.n if terms.radius is None else 1
+    return 1 if seconds is not None else min(MOST_OPEN, 2 + 2 * rows // each)
+
+
+def terms_of(
+    manifest: Manifest,
+    *,
+    sigma: float = 0.25,
+    n: int = 1000,
+    alpha: float = 1e-3,
+    k: int | Sequence[int] = 10,
+    beta: float = 0.8,
+    radius: float | None = None,
+    aggregate: Aggregate = "vote",
+    seed: int | None = None,
+    refining: bool = False,
+) -> Terms:
+    """What certify is asked, checked against a bundle; raises FvitError where that cannot meet it.
+
+    Without a seed each picture that is certified on these terms gets its own from entropy.
+    """
+    terms = Terms.of(
+        sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, radius=radius, aggregate=aggregate,
+        seed=seed, size=manifest.image_size, refining=refining,
+    )  # fmt: skip
+    _check_level(manifest.schedule, terms.sigma)
+    terms.check(tokens=manifest.tokens)
+    return terms
+
+
+def _check_level(schedule: Schedule, sigma: float) -> None:
+    """Raise FvitError where this denoiser or the noise has no such σ.
+
+    The law of the noise is made ready in the caller's thread: in a device's it would hold up everybody.
+    """
+    schedule.timestep(sigma)
+    thresholds(sigma)
 
 
 def _answer(growing: Future[Answer]) -> Answer:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -90,51 +90,30 @@ def read_image(image: ImageLike, *, size: tuple[int, int], max_pixels: int = MAX
     else:
         name = _path(image)
         frames, planes, digest = _planes_of_file(name, max_pixels=max_pixels)
+    return _picture(planes, size=size, name=name, digest=digest, frames=frames)
+
+
+def read_encoded(data: bytes, *, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
+    """The bytes of an image file -> Picture of `size`, as read_image has it of the file.
+
+    Nothing touches a disk. Raises FvitError as read_image does.
+    """
+    with _as_ours("the image"):
+        opened = Image.open(io.BytesIO(data), formats=list(FORMATS))
+        frames, planes = _planes(opened, "the image", max_pixels=max_pixels)
+    digest = hashlib.sha256(data).hexdigest()
+    return _picture(planes, size=size, name="image", digest=digest, frames=frames)
+
+
+def _picture(
+    planes: list[Image.Image], *, size: tuple[int, int], name: str, digest: str | None, frames: int
+) -> Picture:
     shape = (planes[0].height, planes[0].width)
     if shape != size:
         planes = [ImageOps.fit(plane.convert("F"), size[::-1], Image.Resampling.BICUBIC) for plane in planes]
     pixels = np.stack([np.rint(np.clip(np.asarray(plane), 0, 255)).astype(np.uint8) for plane in planes])
     own = hashlib.sha256(pixels.transpose(1, 2, 0).tobytes()).hexdigest()
     return Picture(pixels, name, digest or own, own, shape if shape != size else None, frames)
-
-
-def find_images(
-    places: list[Path], *, on_skip: Callable[[Path, str], Any] = lambda file, reason: None
-) -> list[Path]:
-    """The image files among the places, folders searched one level deep, in the order of names.
-
-    What lies in a folder under an image's name and is no regular file (a pipe, a device, a broken link) is
-    left out; on_skip is told which, and why. Raises FvitError where a place does not exist, or a folder
-    cannot be read or holds no image.
-    """
-    found: list[Path] = []
-    for place in places:
-        try:
-            if not place.is_dir():
-                place.lstat()
-                found.append(place)
-                continue
-            inside = sorted(file for file in place.iterdir() if file.suffix.lower() in SUFFIXES)
-        except FileNotFoundError:
-            raise FvitError(f"{place} does not exist") from None
-        except (OSError, ValueError) as error:
-            raise FvitError(f"{place} cannot be read: {_reason(error)}") from error
-        regular = [file for file in inside if _is_regular(file, on_skip)]
-        if not regular:
-            raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))})")
-        found.extend(regular)
-    return found
-
-
-def _is_regular(file: Path, on_skip: Callable[[Path, str], Any]) -> bool:
-    try:
-        mode = file.stat().st_mode
-    except OSError as error:
-        on_skip(file, f"cannot be read: {_reason(error)}")
-        return False
-    if not stat.S_ISREG(mode):
-        on_skip(file, f"is {SPECIAL.get(stat.S_IFMT(mode), 'no file')}, no image")
-    return stat.S_ISREG(mode)
 
 
 def _path(image: Any) -> str:
@@ -166,7 +145,7 @@ def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Imag
             file.seek(0)
             return frames, planes, _sha256(file)
     except (OSError, ValueError) as error:
-        raise FvitError(f"{name} cannot be read: {_reason(error)}") from error
+        raise FvitError(f"{name} cannot be read: {reason_of(error)}") from error
 
 
 def _without_waiting(name: str, flags: int) -> int:
@@ -260,9 +239,10 @@ def _as_ours(name: str) -> Iterator[None]:
     except MemoryError as error:
         raise FvitError(f"{name} does not fit in memory: make it smaller") from error
     except Exception as error:  # decoders of damaged files fail in every way there is
-        raise FvitError(f"{name} is a damaged image: {_reason(error)}") from error
+        raise FvitError(f"{name} is a damaged image: {reason_of(error)}") from error
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """What an error says, on one line; of the system's own, without its number and file."""
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(words.split()) or type(error).__name__

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,10 +49,9 @@ class Claim(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a record lies in the file, by line and by bytes, and the seed that it was made with."""
+    """Where a record lies in the file, in bytes, and the seed that it was made with."""
 
     seed: int
-    number: int
     start: int
     length: int
 
@@ -65,9 +65,10 @@ class Journal:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / NAME
-        self._places: dict[Claim, dict[str, list[Place]]] = {}
+        # By the bytes of the pixels' digest: all that is kept of a record, of which there may be many.
+        self._places: dict[Claim, dict[bytes, tuple[Place, ...]]] = {}
         # The next record goes to _end, after _gap, in a file that has _size bytes.
-        self._end = self._size = self._lines = 0
+        self._end = self._size = 0
         self._gap = b""
         with contextlib.ExitStack() as opened:
             try:
@@ -97,14 +98,15 @@ class Journal:
         evidence. Raises FvitError where the record is damaged.
         """
         places = self._places.get(_claim_of_terms(terms, bundle=bundle), {})
-        place = next((p for p in places.get(picture.pixels_sha256, []) if terms.seed in (None, p.seed)), None)
-        if place is None:
-            return None
-        try:
-            record = json.loads(os.pread(self._journal, place.length, place.start))
-            return Certificate.model_validate(record)
-        except (OSError, ValidationError, ValueError) as error:
-            raise _no_record(self.file, place.number) from error
+        of_picture = places.get(bytes.fromhex(picture.pixels_sha256), ())
+        place = next((place for place in of_picture if terms.seed in (None, place.seed)), None)
+        return None if place is None else self._certificate(place.start, place.length)
+
+    def __iter__(self) -> Iterator[Certificate]:
+        """All records, in the order in which they were made. Raises FvitError where one is damaged."""
+        places = (place for of in self._places.values() for each in of.values() for place in each)
+        for start, length in sorted((place.start, place.length) for place in places):
+            yield self._certificate(start, length)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and push it to the disk.
@@ -127,7 +129,6 @@ class Journal:
         except OSError as error:
             raise FvitError(f"cannot write {self.file}: {error.strerror}") from error
         start = self._end + len(self._gap)
-        self._lines += 1
         self._keep(record, start, len(data))
         self._end = self._size = start + len(data) + 1
         self._gap = b""
@@ -135,21 +136,29 @@ class Journal:
     def _read(self) -> None:
         if not stat.S_ISREG(os.fstat(self._journal).st_mode):
             raise FvitError(f"{self.file} is no regular file: choose another --out")
+        number = 0
         # Lines of bytes, because lines of text would also end at U+2028 and its like.
         with os.fdopen(os.dup(self._journal), "rb") as lines:
             for line in lines:
                 self._size += len(line)
                 if _is_torn(line):
                     break
-                self._lines += 1
-                self._keep(parsed(line, file=self.file, number=self._lines), self._end, len(line))
+                number += 1
+                self._keep(parsed(line, file=self.file, number=number), self._end, len(line))
                 self._end = self._size
                 self._gap = b"" if line.endswith(b"\n") else b"\n"
 
     def _keep(self, record: dict[str, Any], start: int, length: int) -> None:
-        claim, seed = _claim_of_record(record), record["seed"]
-        places = self._places.setdefault(claim, {})
-        places.setdefault(record["pixels_sha256"], []).append(Place(seed, self._lines, start, length))
+        places = self._places.setdefault(_claim_of_record(record), {})
+        digest = bytes.fromhex(record["pixels_sha256"])
+        places[digest] = (*places.get(digest, ()), Place(record["seed"], start, length))
+
+    def _certificate(self, start: int, length: int) -> Certificate:
+        try:
+            return Certificate.model_validate(json.loads(os.pread(self._journal, length, start)))
+        except (OSError, ValidationError, ValueError) as error:
+            before = os.pread(self._journal, start, 0)
+            raise _no_record(self.file, 1 + before.count(b"\n")) from error
 
     def _check_untouched(self) -> None:
         if not lies_at(self._journal, self.file) or os.fstat(self._journal).st_size != self._size:
@@ -165,8 +174,9 @@ def parsed(line: bytes, *, file: Path, number: int) -> dict[str, Any]:
         record = json.loads(line.decode())
         if isinstance(record, dict) and "n0" in record:
             raise FvitError(f"{file}, line {number} was written by an fvit before 0.2: choose another --out")
-        if not isinstance(record["image"], str) or not isinstance(record["pixels_sha256"], str):
+        if not isinstance(record["image"], str):
             raise TypeError
+        bytes.fromhex(record["pixels_sha256"])
         if type(record["seed"]) is not int:
             raise TypeError
         hash(_claim_of_record(record))

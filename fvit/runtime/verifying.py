@@ -20,7 +20,8 @@ from fvit.certificates.terms import Terms
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import MAX_PIXELS, SPECIAL, Picture, find_images, read_image
+from fvit.runtime.images import MAX_PIXELS, SPECIAL, Picture, read_image
+from fvit.runtime.inputs import find_images
 from fvit.runtime.journal import NAME
 from fvit.runtime.loading import load
 
@@ -119,7 +120,7 @@ def _findings(line: Any) -> list[str]:
     return [str(line)] if isinstance(line, FvitError) else verify(line)
 
 
-def _pictures(files: list[Path], *, size: tuple[int, int], max_pixels: int) -> dict[str, Picture]:
+def _pictures(files: list[str], *, size: tuple[int, int], max_pixels: int) -> dict[str, Picture]:
     """By the hash of their pixels; what cannot be read is said, and left out."""
     found = {}
     for file in files:

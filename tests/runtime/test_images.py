@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fvit.errors import FvitError
-from fvit.runtime.images import FORMATS, MAX_PIXELS, find_images, read_image
+from fvit.runtime.images import FORMATS, MAX_PIXELS, read_image
 
 # Pillow's warnings reach nobody.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
@@ -355,38 +355,8 @@ SPECIAL: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", SPECIAL)
-def test_what_is_no_regular_file_is_passed_over_in_a_folder_with_a_word(
-    kind: str, photo: Path, tmp_path: Path
-) -> None:
-    SPECIAL[kind](tmp_path / "odd.png")
-    skipped: list[tuple[Path, str]] = []
-    assert find_images([tmp_path], on_skip=lambda file, reason: skipped.append((file, reason))) == [photo]
-    ((file, reason),) = skipped
-    assert file == tmp_path / "odd.png"
-    assert kind in reason
-
-
-@pytest.mark.parametrize("kind", SPECIAL)
 def test_it_is_refused_without_waiting_where_it_is_named(kind: str, tmp_path: Path) -> None:
     SPECIAL[kind](tmp_path / "odd.png")
     message = _refusal(tmp_path / "odd.png")
     assert "odd.png" in message
     assert {"a folder": "Is a directory", "a socket": "No such device"}.get(kind, kind) in message
-    if kind != "a folder":
-        assert find_images([tmp_path / "odd.png"]) == [tmp_path / "odd.png"]
-
-
-def test_a_folder_without_images_and_a_missing_place_are_errors(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(FvitError, match="holds no image"):
-        find_images([tmp_path])
-    with pytest.raises(FvitError, match="does not exist"):
-        find_images([tmp_path / "absent"])
-    with pytest.raises(FvitError, match=r"notes\.txt/a\.png cannot be read: Not a directory"):
-        find_images([tmp_path / "notes.txt" / "a.png"])
-
-
-def test_images_of_a_folder_come_in_the_order_of_their_names(tmp_path: Path) -> None:
-    for name in ("b.PNG", "a.jpeg", "c.tiff", "d.txt"):
-        (tmp_path / name).touch()
-    assert [file.name for file in find_images([tmp_path])] == ["a.jpeg", "b.PNG", "c.tiff"]

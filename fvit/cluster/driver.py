@@ -1,0 +1,204 @@
+"""fvit-certify --ray: pictures go out to workers, certificates come in."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+from fvit.certificates.record import Certificate
+from fvit.certificates.terms import Terms
+from fvit.cluster.connecting import check_address, connected, ray_module
+from fvit.cluster.crew import Crew, Job, Member, Needs
+from fvit.cluster.worker import Setting
+from fvit.errors import FvitError
+from fvit.runtime.bundle import open_bundle
+from fvit.runtime.certifier import Certified
+from fvit.runtime.faithful import at_once, drawn_seed
+from fvit.runtime.images import Picture
+from fvit.runtime.loading import ON_CPU, ON_GPU, Batch
+
+BEAT = 0.5
+"""Seconds between two looks at the number of workers, their progress and an interruption, at the most."""
+
+ANSWER = 60.0
+"""Seconds in which an answer that a worker has given has to reach this process."""
+
+TRIES = 3
+"""Workers that may fail at one picture, each anew. Their deaths do not count: no picture causes them, because
+what is sent are its pixels."""
+
+
+class Cluster:
+    """Certifies on a Ray cluster.
+
+    address: as `connected` has it. device, batch: of each worker, as fvit.load has them; a worker counts its
+    GPUs from 0 on. cores: that a worker takes; unless told all of the smallest node's, and 1 beside a GPU.
+    images: how many pictures there are, at the most. note: is told what happens to workers.
+    Raises FvitError where Ray is not installed, the bundle is missing or damaged, or the device is none.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        address: str | None,
+        device: str,
+        batch: Batch | None,
+        cores: int | None,
+        images: int,
+        note: Callable[[str], Any],
+    ) -> None:
+        check_address(address)
+        self._ray = ray_module()
+        self._gpus = _gpus(device)
+        self.bundle = open_bundle(folder)
+        self._address, self._device, self._batch, self._cores = address, device, batch, cores
+        self._unread, self._note = images, note
+        self._cancelled = Event()
+
+    def cancel(self) -> None:
+        """Give up. Once, from any thread."""
+        self._cancelled.set()
+
+    def certify(
+        self,
+        pictures: Iterable[Picture],
+        terms: Terms,
+        *,
+        seconds: float | None,
+        drawn: bool,
+        on_copies: Callable[[int], Any] | None,
+    ) -> Generator[Certified, None, None]:
+        """As Certifier has it; CancelledError once it is cancelled."""
+        jobs = self._jobs(pictures, terms)
+        first = next(jobs, None)
+        if first is None:  # all of them are done: no cluster is needed
+            return
+        jobs = chain([first], jobs)
+        with connected(self._address) as own:
+            crew = self._crew(own=own)
+            again: deque[Job] = deque()
+            failed: Counter[Job] = Counter()
+            told = _Told(on_copies)
+            more = True
+            while more or again or crew.busy:
+                self._check()
+                crew.staff(len(again) + (self._unread + 1 if more else 0))
+                more = self._give(crew, again, jobs, terms, seconds=seconds, drawn=drawn) and more
+                if not more and not again:
+                    crew.let_go()
+                for member, answer in crew.answered(BEAT):
+                    self._check()
+                    try:
+                        certificate, png = self._ray.get(answer, timeout=ANSWER)
+                    except self._ray.exceptions.RayTaskError as error:
+                        reason = _told(error.cause)
+                        failed[member.jobs[answer]] += 1
+                        if failed[member.jobs[answer]] == TRIES:
+                            raise reason from error
+                        again.extend(crew.lose(member, reason))
+                    except self._ray.exceptions.RayError as error:
+                        again.extend(crew.lose(member, error))
+                    else:
+                        job = crew.done(member, answer, copies=certificate.copies)
+                        told.done(certificate)
+                        yield Certified(job.picture, certificate, partial(_write, png))
+                if on_copies is not None:
+                    told.show(crew.under_way())
+
+    def _check(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError
+
+    def _crew(self, *, own: bool) -> Crew:
+        needs = _needs(self._ray.nodes(), gpus=self._gpus, cores=self._cores)
+        setting = Setting(
+            self.bundle.folder.absolute(), self.bundle.digest, self._device, self._batch,
+            cores=None if needs.gpus else needs.cpus, version=version("fvit"),
+        )  # fmt: skip
+        return Crew(self.bundle, setting, needs, own=own, note=self._note)
+
+    def _jobs(self, pictures: Iterable[Picture], terms: Terms) -> Iterator[Job]:
+        """A picture gets its seed here, once: whoever certifies it after a loss draws the same noise."""
+        for picture in pictures:
+            self._unread -= 1
+            yield Job(picture, terms if terms.seed is not None else replace(terms, seed=drawn_seed()))
+
+    def _give(
+        self, crew: Crew, again: deque[Job], jobs: Iterator[Job], terms: Terms, *, seconds: float | None,
+        drawn: bool,
+    ) -> bool:  # fmt: skip
+        """Fill up all who are ready, the emptiest first; whether there may be more to give."""
+
+        def room(member: Member) -> int:
+            return at_once(terms, rows=member.rows, seconds=seconds) - len(member.jobs)
+
+        while members := [member for member in crew.ready if room(member) > 0]:
+            self._check()
+            job = again.popleft() if again else next(jobs, None)
+            if job is None:
+                return False
+            crew.give(min(members, key=lambda member: len(member.jobs)), job, seconds=seconds, drawn=drawn)
+        return True
+
+
+class _Told:
+    """What has been told of the copies counted. It only grows: those of a lost worker are counted again."""
+
+    def __init__(self, tell: Callable[[int], Any] | None) -> None:
+        self._tell, self._done, self._told = tell, 0, 0
+
+    def done(self, certificate: Certificate) -> None:
+        self._done += certificate.copies
+        self.show(0)
+
+    def show(self, under_way: int) -> None:
+        """There are so many beside those that are done."""
+        new = self._done + under_way - self._told
+        if self._tell is not None and new > 0:
+            self._told += new
+            self._tell(new)
+
+
+def _needs(nodes: list[dict[str, Any]], *, gpus: int | None, cores: int | None) -> Needs:
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    if gpus is None:  # whatever there is
+        gpus = int(any(node.get("GPU", 0) >= 1 for node in alive))
+    if cores is None:
+        cores = 1 if gpus else min((int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1), default=1)
+    return Needs(cores, gpus)
+
+
+def _gpus(device: str) -> int | None:
+    """How many GPUs a worker takes; None for auto."""
+    kind, _, numbers = device.partition(":")
+    if device in (*ON_CPU, "auto"):
+        return None if device == "auto" else 0
+    count = numbers.count(",") + 1
+    if kind not in ON_GPU or numbers != ",".join(map(str, range(count))):
+        raise FvitError(
+            f"device '{device}': on a cluster use {', '.join(ON_CPU)}, auto, or tensorrt:0, ort-tensorrt:0 "
+            "or cuda:0 for a GPU a worker, cuda:0,1 for two; a worker counts those that it is given from 0 on"
+        )
+    return count
+
+
+def _told(cause: Exception) -> FvitError:
+    if isinstance(cause, FvitError):
+        return cause
+    return FvitError(f"a worker failed: {type(cause).__name__}: {cause}")
+
+
+def _write(png: bytes, file: Path) -> None:
+    from fvit.runtime.pictures import written_whole
+
+    with written_whole(file) as part:
+        part.write_bytes(png)
