@@ -205,10 +205,10 @@ class Bounds:
     sides: Floats
 
     @classmethod
-    def at(cls, looks: tuple[int, ...], *, level: float, fixed: bool) -> Bounds:
+    def at(cls, looks: tuple[int, ...], *, fixed: bool, **levels: float) -> Bounds:
         found, bounds = np.zeros((2, len(looks), looks[-1] + 1)), fixed_bounds if fixed else mixture_bounds
         for row, m in enumerate(looks):
-            found[:, row, : m + 1] = bounds(np.arange(m + 1), m, level=level)
+            found[:, row, : m + 1] = bounds(np.arange(m + 1), m, **levels)
         lower, upper = found
         return cls(lower, upper, shortened(map_radii(lower, upper, sigma=SIGMA), sigma=SIGMA))
 
@@ -342,8 +342,8 @@ def simulate(kind: str, *, classes: int, tokens: int, runs: int, seed: int) -> d
         drawn = Drawn(chosen, rng, looks)
         i, look = int(rng.integers(len(drawn.asked))), int(rng.integers(len(looks)))
         for alpha, rate in rates.items():
-            always = bounds(alpha, looks, fixed=False)
-            once = bounds(alpha, tuple(looks[end] for end in ends), fixed=True)
+            always = bounds(alpha, looks, tokens=tokens, fixed=False)
+            once = bounds(alpha, tuple(looks[end] for end in ends), tokens=tokens, fixed=True)
             at_ends, made = drawn.false_certificates(*once, looks=ends)
             maps, sure = drawn.false_maps(once[1], looks=ends)
             at_ends |= maps
@@ -372,12 +372,12 @@ def simulate(kind: str, *, classes: int, tokens: int, runs: int, seed: int) -> d
 
 
 @functools.cache
-def bounds(alpha: float, looks: tuple[int, ...], *, fixed: bool) -> tuple[Bounds, Bounds]:
+def bounds(alpha: float, looks: tuple[int, ...], *, tokens: int, fixed: bool) -> tuple[Bounds, Bounds]:
     """Of classes, and of tokens."""
     made = terms(alpha, refining=not fixed)
     return (
-        Bounds.at(looks, level=made.class_level, fixed=fixed),
-        Bounds.at(looks, level=made.attention_alpha / K, fixed=fixed),
+        Bounds.at(looks, fixed=fixed, level=made.class_level),
+        Bounds.at(looks, fixed=fixed, **made.token_levels(K, tokens=tokens)),
     )
 
 

@@ -140,17 +140,21 @@ class World:
         if self._refused(tally.counts, tally.copies, self.class_values, level=terms.class_level):
             return True
         return any(
-            self._refused(votes, tally.copies, self.token_values(terms, k), level=terms.attention_alpha / k)
+            self._refused(
+                votes, tally.copies, self.token_values(terms, k), **terms.token_levels(k, tokens=tally.tokens)
+            )
             for k, votes in zip(self.k, tally.votes, strict=True)
         )
 
     @staticmethod
-    def _refused(counts: NDArray[np.int64], n: int, values: Floats, *, level: float) -> bool:
+    def _refused(
+        counts: NDArray[np.int64], n: int, values: Floats, *, level: float, floor: float = 0.0
+    ) -> bool:
         p, c = np.clip(values, 1e-300, 1), np.asarray(counts)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = betaln(c + 2 * p, n - c + 2 * (1 - p)) - betaln(2 * p, 2 * (1 - p))
             ratio -= xlogy(c, p) + xlog1py(n - c, -p)
-        return bool((ratio + np.log(p) + np.log(level) >= 0)[(values > 0) & (values < 1)].any())
+        return bool((ratio + np.log(level * p + floor) >= 0)[(values > 0) & (values < 1)].any())
 
 
 def world(

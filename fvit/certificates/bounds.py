@@ -1,9 +1,9 @@
 """Confidence bounds on smoothed values from counts of copies (docs/method.md, section 6). Pure functions.
 
-Levels are p/k: a copy casts exactly k votes, so the values sum to k, and the hypothesis "this token's
-value is p" may be tested at level p·α/k. Then all true values are kept with probability 1 − α,
-whatever the dependence between tokens and however many there are. `level` is α/k throughout; a class
-is a token with k = 1. Bounds on the ends err outwards.
+Levels grow with p: a copy casts exactly k votes, so the values of N tokens sum to k, and the hypothesis "this
+token's value is p" may be tested at level a(p) = level·p + floor where level·k + floor·N = α. Then all true
+values are kept with probability 1 − α, whatever the dependence between tokens. A class is a token with k = 1,
+without a floor: however many classes there are. Bounds on the ends err outwards.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ def clopper_pearson(count: ArrayLike, n: int, *, alpha: float) -> tuple[Floats, 
     return lower, upper
 
 
-def fixed_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats, Floats]:
+def fixed_bounds(
+    count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.0
+) -> tuple[Floats, Floats]:
     """(lower, upper) on values with `count` votes of n copies, n fixed beforehand (section 6.2).
 
-    p is refused from below where P(C ≥ count) ≤ level·p·p, from above where P(C ≤ count) ≤
-    level·p·(1−p), C binomial (n, p). Both ends grow with the count.
-    count, level: numbers or arrays that broadcast. Raises ValueError as clopper_pearson does.
+    p is refused from below where P(C ≥ count) ≤ a(p)·p, from above where P(C ≤ count) ≤ a(p)·(1−p),
+    C binomial (n, p), a(p) = level·p + floor. Both ends grow with the count.
+    count, level, floor: numbers or arrays that broadcast. Raises ValueError as clopper_pearson does.
     """
-    c = _counts(count, n, level=level)
+    c = _counts(count, n, level=level, floor=floor)
     # What the logarithm of a tail may be off by is taken from the level, so that the ends err outwards.
-    log_level = np.log(level) - 1e-9 - 1e-15 * n
+    margin = 1e-9 + 1e-15 * n
 
     def refused(p: Floats) -> NDArray[np.bool_]:
         low, high = p
@@ -51,23 +53,25 @@ def fixed_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats,
             above = np.log(np.where(c < n, betainc(np.maximum(n - c, 1), c + 1, 1 - high), 1.0))
             return np.stack(
                 [
-                    below <= log_level + 2 * np.log(low),
-                    above <= log_level + np.log(high) + np.log1p(-high),
+                    below <= _log_level(low, level, floor) + np.log(low) - margin,
+                    above <= _log_level(high, level, floor) + np.log1p(-high) - margin,
                 ]
             )
 
     return _ends(refused, best=c / n)
 
 
-def mixture_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Floats, Floats]:
+def mixture_bounds(
+    count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.0
+) -> tuple[Floats, Floats]:
     """(lower, upper) on values with `count` votes of n copies, true at every n at once (section 6.3).
 
     p is refused where the likelihood ratio of the mixture with prior Beta(2p, 2(1−p)) against p reaches
-    1/(level·p): a martingale of mean 1, so by Ville's inequality p is ever refused, on either side, with
-    probability at most level·p. Both ends grow with the count. Arguments and errors as fixed_bounds.
+    1/a(p), a(p) = level·p + floor: a martingale of mean 1, so by Ville's inequality p is ever refused, on
+    either side, with probability at most a(p). Both ends grow with the count. Arguments and errors as
+    fixed_bounds.
     """
-    c = _counts(count, n, level=level)
-    log_level = np.log(level)
+    c = _counts(count, n, level=level, floor=floor)
     # Each of the logarithms below is off by a few units in the last place of n·ln n at most.
     margin = 1e-14 * n * np.log(n + 2) + 1e-12
 
@@ -75,7 +79,7 @@ def mixture_bounds(count: ArrayLike, n: int, *, level: ArrayLike) -> tuple[Float
         q = 1 - p
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = betaln(c + 2 * p, n - c + 2 * q) - betaln(2 * p, 2 * q) - xlogy(c, p) - xlog1py(n - c, -p)
-            return np.asarray(ratio + np.log(p) + log_level >= margin)
+            return np.asarray(ratio + _log_level(p, level, floor) >= margin)
 
     return _ends(refused, best=c / n)
 
@@ -122,13 +126,19 @@ def betting_bounds(logarithms: Floats, n: int, *, mean: Floats, alpha: float) ->
     return _ends(refused, best=mean)
 
 
-def _counts(count: ArrayLike, n: int, *, level: ArrayLike) -> Floats:
+def _log_level(p: Floats, level: ArrayLike, floor: ArrayLike) -> Floats:
+    """ln a(p), where level·p may be too small for a float."""
+    return np.asarray(np.logaddexp(np.log(level) + np.log(p), np.log(floor)))
+
+
+def _counts(count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.0) -> Floats:
     counts = np.asarray(count, np.float64)
     if n < 1 or not bool(((counts >= 0) & (counts <= n)).all()):
         raise ValueError(f"counts must lie in 0..n with n = {n} at least 1")
     levels = np.asarray(level, np.float64)
-    if not bool(((levels > 0) & (levels < 1)).all()):
-        raise ValueError(f"level = {levels.tolist()} is not in (0, 1)")
+    highest = levels + np.asarray(floor, np.float64)
+    if not bool(((levels > 0) & (highest >= levels) & (highest < 1)).all()):
+        raise ValueError(f"level = {levels.tolist()}, with the floor {highest.tolist()}, is not in (0, 1)")
     return counts
 
 

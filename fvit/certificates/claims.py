@@ -166,18 +166,18 @@ def attention_claim(tally: Tally, terms: Terms, *, k: int, grid: tuple[int, int]
 
 
 def count_bounds(
-    counts: NDArray[np.int64], tally: Tally, terms: Terms, *, level: float
+    counts: NDArray[np.int64], tally: Tally, terms: Terms, *, level: float, floor: float = 0.0
 ) -> tuple[Floats, Floats]:
-    """(lower, upper) on values with these counts, by the terms' bound; level: α/k of section 6.1."""
+    """(lower, upper) on values with these counts, by the terms' bound; p at level·p + floor (section 6.1)."""
     bounds = fixed_bounds if terms.bound == "clopper-pearson" else mixture_bounds
-    return bounds(counts, tally.copies, level=level)
+    return bounds(counts, tally.copies, level=level, floor=floor)
 
 
 def token_bounds(tally: Tally, terms: Terms, *, k: int) -> tuple[Floats, Floats]:
     """(lower, upper) [N] on the smoothed value of each token; all of them hold at once."""
     if terms.aggregate == "vote":
         votes, places = np.unique(tally.votes[tally.sizes.index(k)], return_inverse=True)
-        lower, upper = count_bounds(votes, tally, terms, level=terms.attention_alpha / k)
+        lower, upper = count_bounds(votes, tally, terms, **terms.token_levels(k, tokens=tally.tokens))
         return lower[places], upper[places]
     # Shares of TOTAL sum to at most 1; a unit a copy is for what a device's logarithm errs by.
     wealth = (tally.wealth - tally.copies) / UNIT

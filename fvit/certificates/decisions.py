@@ -63,10 +63,11 @@ def _votes_bounded(tally: Tally, terms: Terms) -> tuple[float, float, float, flo
     k = terms.k[0]
     k0 = lost_tokens(k, beta=terms.beta)
     inside, outside = np.sort(tally.votes[0])[::-1][[k - k0, k + k0 - 1]]
-    level = terms.attention_alpha / k
+    level, floor = terms.token_levels(k, tokens=tally.tokens).values()
     lower, upper = mixture_bounds(
-        [tally.counts.max(), inside, outside], tally.copies, level=[terms.class_level, level, level]
-    )
+        [tally.counts.max(), inside, outside], tally.copies,
+        level=[terms.class_level, level, level], floor=[0.0, floor, floor],
+    )  # fmt: skip
     gaps = probit_gap(np.array([lower[1], upper[1]]), np.array([upper[2], lower[2]]))
     least, most = (terms.sigma / 2 * gaps).tolist()
     return float(lower[0]), float(upper[0]), least, most

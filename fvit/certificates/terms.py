@@ -40,6 +40,9 @@ LONGEST = 64
 CLASS_SHARE = 0.1
 """The class's part of alpha: the explanation is what takes copies, and a tenth costs the class little."""
 
+EVEN_SHARE = 0.25
+"""The part of an explanation's alpha that its tokens share evenly; the rest goes by their values."""
+
 
 @dataclass(frozen=True)
 class Terms:
@@ -113,6 +116,14 @@ class Terms:
     def attention_alpha(self) -> float:
         """α_att of one explanation size; the sizes share equally."""
         return (self.alpha - self.slack) * (1 - CLASS_SHARE) / len(self.k)
+
+    def token_levels(self, k: int, *, tokens: int) -> dict[str, float]:
+        """How bounds are asked of: the hypothesis that one of so many tokens has value p is tested at level
+        `level`·p + `floor` (section 6.1)."""
+        return {
+            "level": self.attention_alpha * (1 - EVEN_SHARE) / k,
+            "floor": self.attention_alpha * EVEN_SHARE / tokens,
+        }
 
     @functools.cached_property
     def looks(self) -> tuple[int, ...]:
@@ -189,7 +200,7 @@ class Terms:
         for k in self.k:
             if self.aggregate == "vote":
                 votes = np.where(np.arange(tokens) < k, self.n, 0)
-                lower, upper = bounds(votes, self.n, level=self.attention_alpha / k)
+                lower, upper = bounds(votes, self.n, **self.token_levels(k, tokens=tokens))
             else:
                 shares = np.where(np.arange(tokens) < k, 1 / k, 0.0)
                 wealth = self.n * np.log1p(BETS[:, None] * shares)

@@ -281,26 +281,31 @@ def _bounds(a: Record, r: Record, *, alpha: float) -> tuple[list[float], list[fl
     """(lower, upper) of every token; alpha is that of this explanation."""
     if a["aggregate"] == "mean":
         return _betting(r["wealth"], a["sums"], r["copies"], alpha=alpha)
-    both = [_interval(r["bound"], votes, r["copies"], alpha / a["k"]) for votes in a["votes"]]
+    # Three quarters of alpha go by the tokens' values, which sum to k, and a quarter evenly (section 6.1).
+    level, floor = 0.75 * alpha / a["k"], 0.25 * alpha / len(a["votes"])
+    both = [_interval(r["bound"], votes, r["copies"], level, floor) for votes in a["votes"]]
     return [lower for lower, _ in both], [upper for _, upper in both]
 
 
 @lru_cache(maxsize=200_000)
-def _interval(bound: str, count: int, n: int, level: float) -> tuple[float, float]:
-    """The ends of what is not refused when p is tested at level·p (sections 6.2 and 6.3)."""
+def _interval(bound: str, count: int, n: int, level: float, floor: float = 0.0) -> tuple[float, float]:
+    """The ends of what is not refused when p is tested at level·p + floor (sections 6.2 and 6.3)."""
+
+    def tested_at(p: float) -> float:
+        return math.log(max(level * p + floor, 5e-324))
 
     def from_below(p: float) -> float:
-        return math.log(max(bdtrc(count - 1, n, p), 1e-320)) - math.log(level * p * p)
+        return math.log(max(bdtrc(count - 1, n, p), 1e-320)) - tested_at(p) - math.log(p)
 
     def from_above(p: float) -> float:
-        return math.log(max(bdtr(count, n, p), 1e-320)) - math.log(level * p * (1 - p))
+        return math.log(max(bdtr(count, n, p), 1e-320)) - tested_at(p) - math.log(1 - p)
 
     def at_any_time(p: float) -> float:
         # An urn of 2p and 2(1−p) balls, to which each copy adds one of its colour, against p itself.
         q = 1 - p
         urn = math.lgamma(count + 2 * p) - math.lgamma(2 * p) + math.lgamma(n - count + 2 * q)
         urn -= math.lgamma(2 * q) + math.lgamma(n + 2)
-        return -math.log(level * p) - urn + count * math.log(p) + (n - count) * math.log(q)
+        return -tested_at(p) - urn + count * math.log(p) + (n - count) * math.log(q)
 
     below, above = (from_below, from_above) if bound == "clopper-pearson" else (at_any_time, at_any_time)
     first, last = 1e-15, 1 - 2**-53  # the first and the last p that are looked at

@@ -8,6 +8,9 @@ from scipy.special import betaln, logsumexp
 
 from fvit.certificates.bounds import BETS, betting_bounds, clopper_pearson, fixed_bounds, mixture_bounds
 
+LEVELS = pytest.mark.parametrize(
+    ("level", "floor"), [(0.3, 0.0), (1e-2, 0.0), (1e-5, 0.0), (0.3, 0.05), (1e-3, 1e-3), (1e-5, 0.01)]
+)
 BOTH = pytest.mark.parametrize("bounds", [fixed_bounds, mixture_bounds])
 Bounds = Callable[..., tuple[np.ndarray, np.ndarray]]
 
@@ -47,14 +50,21 @@ def test_impossible_counts_and_levels_are_refused(bounds: Bounds, count: float, 
         clopper_pearson(11, 10, alpha=0.05)
 
 
-def _refused_at_fixed_n(p: np.ndarray, count: int, n: int, level: float) -> np.ndarray:
+@BOTH
+@pytest.mark.parametrize("floor", [-0.01, 0.95])
+def test_levels_stay_between_0_and_1_for_all_values(bounds: Bounds, floor: float) -> None:
+    with pytest.raises(ValueError, match="level"):
+        bounds(5, 10, level=0.1, floor=floor)
+
+
+def _refused_at_fixed_n(p: np.ndarray, count: int, n: int, level: float, floor: float) -> np.ndarray:
     """The definition, by SciPy's distribution."""
-    below = stats.binom.logsf(count - 1, n, p) <= np.log(level * p * p)
-    above = stats.binom.logcdf(count, n, p) <= np.log(level * p * (1 - p))
+    below = stats.binom.logsf(count - 1, n, p) <= np.log((level * p + floor) * p)
+    above = stats.binom.logcdf(count, n, p) <= np.log((level * p + floor) * (1 - p))
     return np.asarray(below | above)
 
 
-def _refused_at_any_n(p: np.ndarray, count: int, n: int, level: float) -> np.ndarray:
+def _refused_at_any_n(p: np.ndarray, count: int, n: int, level: float, floor: float) -> np.ndarray:
     """The definition, by the product of an urn: what each copy adds to the likelihood ratio."""
     log_ratio = np.zeros_like(p)
     for i in range(count):
@@ -62,23 +72,23 @@ def _refused_at_any_n(p: np.ndarray, count: int, n: int, level: float) -> np.nda
     for i in range(n - count):
         log_ratio += np.log(2 * (1 - p) + i) - np.log(1 - p)
     log_ratio -= np.log(2.0 + np.arange(n)).sum()
-    return np.asarray(log_ratio >= -np.log(level * p))
+    return np.asarray(log_ratio >= -np.log(level * p + floor))
 
 
 @pytest.mark.parametrize(
     ("bounds", "definition"), [(fixed_bounds, _refused_at_fixed_n), (mixture_bounds, _refused_at_any_n)]
 )
 @pytest.mark.parametrize("n", [1, 7, 60, 300])
-@pytest.mark.parametrize("level", [0.3, 1e-2, 1e-5])
+@LEVELS
 def test_what_is_not_refused_is_the_interval_between_the_bounds(
-    bounds: Bounds, definition: Callable[..., np.ndarray], n: int, level: float
+    bounds: Bounds, definition: Callable[..., np.ndarray], n: int, level: float, floor: float
 ) -> None:
     grid = np.concatenate([np.geomspace(1e-9, 1e-3, 60), np.linspace(0.0011, 0.9989, 700)])
     grid = np.concatenate([grid, 1 - np.geomspace(1e-3, 1e-9, 60)])
     for count in np.unique(np.linspace(0, n, 9).astype(int)):
-        lower, upper = bounds(count, n, level=level)
+        lower, upper = bounds(count, n, level=level, floor=floor)
         assert lower <= count / n <= upper
-        kept = ~definition(grid, int(count), n, level)
+        kept = ~definition(grid, int(count), n, level, floor)
         inside = (grid > lower) & (grid < upper)
         near = np.minimum(abs(grid - lower), abs(grid - upper)) < 1e-9
         assert (kept == inside)[~near].all()
@@ -86,10 +96,12 @@ def test_what_is_not_refused_is_the_interval_between_the_bounds(
 
 @BOTH
 @pytest.mark.parametrize("n", [1, 2, 3, 25, 400, 100_000])
-@pytest.mark.parametrize("level", [0.4, 1e-3, 1e-9, 1e-300])
-def test_both_ends_grow_with_the_count(bounds: Bounds, n: int, level: float) -> None:
+@pytest.mark.parametrize(
+    ("level", "floor"), [(0.4, 0.0), (0.3, 0.1), (1e-3, 0.0), (1e-3, 1e-6), (1e-9, 0.02), (1e-300, 0.0)]
+)
+def test_both_ends_grow_with_the_count(bounds: Bounds, n: int, level: float, floor: float) -> None:
     counts = np.arange(n + 1) if n <= 400 else np.unique(np.linspace(0, n, 500).astype(int))
-    lower, upper = bounds(counts, n, level=level)
+    lower, upper = bounds(counts, n, level=level, floor=floor)
     assert (np.diff(lower) >= 0).all()
     assert (np.diff(upper) >= 0).all()
     assert (lower <= counts / n).all()
@@ -108,18 +120,22 @@ def test_a_smaller_level_gives_a_wider_interval(bounds: Bounds) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 10, 40, 150])
-@pytest.mark.parametrize("level", [0.3, 0.05, 1e-3])
-def test_at_a_fixed_n_a_value_is_refused_with_probability_at_most_its_level(n: int, level: float) -> None:
+@LEVELS
+def test_at_a_fixed_n_a_value_is_refused_with_probability_at_most_its_level(
+    n: int, level: float, floor: float
+) -> None:
     """Exact sums over all counts."""
     counts = np.arange(n + 1)
-    lower, upper = fixed_bounds(counts, n, level=level)
+    lower, upper = fixed_bounds(counts, n, level=level, floor=floor)
     for p in np.concatenate([np.geomspace(1e-5, 0.01, 10), np.linspace(0.011, 0.989, 90), [0.999, 0.99999]]):
         refused = (lower > p) | (upper < p)
-        assert stats.binom.pmf(counts, n, p)[refused].sum() <= level * p * (1 + 1e-9)
+        assert stats.binom.pmf(counts, n, p)[refused].sum() <= (level * p + floor) * (1 + 1e-9)
 
 
-@pytest.mark.parametrize("level", [0.3, 0.05])
-def test_at_every_n_at_once_a_value_is_ever_refused_with_probability_at_most_its_level(level: float) -> None:
+@pytest.mark.parametrize(("level", "floor"), [(0.3, 0.0), (0.05, 0.02)])
+def test_at_every_n_at_once_a_value_is_ever_refused_with_probability_at_most_its_level(
+    level: float, floor: float
+) -> None:
     """Exact recursion over (copies, count): what is refused once is taken out and summed."""
     values = np.array([0.001, 0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.98, 0.999])
     alive = np.zeros((len(values), 402))
@@ -128,13 +144,13 @@ def test_at_every_n_at_once_a_value_is_ever_refused_with_probability_at_most_its
     for n in range(1, 401):
         moved = alive * (1 - values[:, None])
         moved[:, 1:] += alive[:, :-1] * values[:, None]
-        lower, upper = mixture_bounds(np.arange(n + 1), n, level=level)
+        lower, upper = mixture_bounds(np.arange(n + 1), n, level=level, floor=floor)
         out = (lower > values[:, None]) | (upper < values[:, None])
         refused += np.where(out, moved[:, : n + 1], 0).sum(axis=1)
         moved[:, : n + 1][out] = 0
         alive = moved
-    assert (refused <= level * values * (1 + 1e-9)).all()
-    assert refused[values == 0.9] > 0.4 * level * 0.9  # little of the level is left unspent
+    assert (refused <= (level * values + floor) * (1 + 1e-9)).all()
+    assert refused[values == 0.9] > 0.4 * (level * 0.9 + floor)  # little of the level is left unspent
 
 
 @BOTH
@@ -150,8 +166,8 @@ def test_tiny_levels_and_a_billion_copies_are_no_trouble(bounds: Bounds) -> None
 
 
 def test_levels_may_differ_from_count_to_count() -> None:
-    lower, upper = mixture_bounds([40, 60], 100, level=[1e-2, 1e-5])
-    one, other = mixture_bounds(40, 100, level=1e-2), mixture_bounds(60, 100, level=1e-5)
+    lower, upper = mixture_bounds([40, 60], 100, level=[1e-2, 1e-5], floor=[0.0, 1e-4])
+    one, other = mixture_bounds(40, 100, level=1e-2), mixture_bounds(60, 100, level=1e-5, floor=1e-4)
     assert [lower[0], upper[0]] == pytest.approx([one[0], one[1]], abs=1e-14)
     assert [lower[1], upper[1]] == pytest.approx([other[0], other[1]], abs=1e-14)
 

@@ -48,6 +48,9 @@ def test_slack_covers_the_rounding_of_every_threshold(sigma: float) -> None:
 
 def test_alpha_is_split_between_class_and_explanations_after_the_slack() -> None:
     claim = terms(k=[5, 10, 20])
+    for k in claim.k:  # tokens whose values sum to k, whatever they are
+        levels = claim.token_levels(k, tokens=64)
+        assert levels["level"] * k + levels["floor"] * 64 == pytest.approx(claim.attention_alpha)
     spent = claim.class_level + 3 * claim.attention_alpha
     assert spent == pytest.approx(claim.alpha - claim.slack)
     assert claim.class_level == pytest.approx((claim.alpha - claim.slack) / 10)
