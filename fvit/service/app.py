@@ -351,12 +351,13 @@ class Service:
         vit = self._models[name]
         entry.model, entry.n = name, n
         self._limits.check_copies(n)
-        check_waiting(vit.queue, rows, self._limits)
+        check_waiting(vit.queue, rows, most=self._limits.waiting)
         self._meter.take(entry.key or "", copies=rows)
         picture = await read_picture(
             request, size=vit.pipeline.image_size, max_body=self._limits.body, max_pixels=self._limits.pixels
         )
-        check_waiting(vit.queue, rows, self._limits)  # others came meanwhile; nothing comes from here on
+        # Others came meanwhile; nothing comes from here on.
+        check_waiting(vit.queue, rows, most=self._limits.waiting)
         return vit, picture
 
     def _certified(self, entry: Entry, found: Certificate, *, rows: int) -> None:

@@ -5,22 +5,18 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
-import io
 import json
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from PIL import Image, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from fvit.certificates.radii import Aggregate
 from fvit.errors import FvitError
-from fvit.runtime.images import FORMATS, Picture, read_image
+from fvit.runtime.images import Picture, read_encoded
 from fvit.service.problems import Problem
 from fvit.service.wire import ClientGone
 
@@ -119,7 +115,7 @@ async def read_picture(request: Request, *, size: tuple[int, int], max_body: int
     elif kind == "application/json":
         body = _unpacked(body)
     try:
-        return await asyncio.to_thread(_decoded, body, size, max_pixels)
+        return await asyncio.to_thread(read_encoded, body, size=size, max_pixels=max_pixels)
     except FvitError as error:
         raise Problem(422, "invalid-image", str(error)) from error
 
@@ -188,20 +184,6 @@ def preferred(request: Request, offers: Sequence[str]) -> str:
     if not weights[best] > 0:
         raise Problem(406, "not-acceptable", f"this can be had as {', '.join(offers)}: change Accept")
     return best
-
-
-def _decoded(body: bytes, size: tuple[int, int], max_pixels: int) -> Picture:
-    try:
-        opened = Image.open(io.BytesIO(body), formats=list(FORMATS))
-    except UnidentifiedImageError:
-        raise FvitError(f"the image is not of a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # decoders of damaged files fail in every way there is
-        raise FvitError(f"the image is damaged: {type(error).__name__}") from error
-    try:
-        picture = read_image(opened, size=size, max_pixels=max_pixels)
-    except FvitError as error:
-        raise FvitError(str(error).replace("the PIL image", "the image")) from error
-    return replace(picture, sha256=hashlib.sha256(body).hexdigest())
 
 
 async def _part(request: Request, body: bytes) -> bytes:

@@ -30,15 +30,15 @@ class Limits:
             raise Problem(422, "over-limit", f"n = {n}: this service takes up to {most} copies of an image")
 
 
-def check_waiting(queue: Queue, rows: int, limits: Limits) -> None:
-    """Raise the Problem of a request whose rows would wait behind too many others.
+def check_waiting(queue: Queue, rows: int, *, most: int) -> None:
+    """Raise the Problem of a request whose rows would be more than so many that wait for a device.
 
     Retry-After is when the queue, at the rate that it has had, will have room for them.
     """
     found = queue.statistics
     if found.devices == 0:
         raise Problem(503, "engine-failed", "no device of this model is left: ask another", retry_after=60)
-    over = found.waiting + rows - limits.waiting
+    over = found.waiting + rows - most
     if over > 0:
         raise Problem(
             429,

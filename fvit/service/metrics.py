@@ -11,6 +11,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from fvit.certificates.record import Certificate
+from fvit.runtime.figures import FIGURES
 from fvit.runtime.queue import Statistics
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -80,23 +81,9 @@ class _Queues(Collector):
 
     def collect(self) -> Iterator[Metric]:
         found = self._statistics()
-        for name, help_text, values in (
-            ("fvit_copies", "Copies computed.", {m: s.copies for m, s in found.items()}),
-            ("fvit_batches", "Batches begun.", {m: s.batches for m, s in found.items()}),
-            ("fvit_batch_rows", "Rows that batches had room for.", {m: s.room for m, s in found.items()}),
-        ):
-            counter = CounterMetricFamily(name, help_text, labels=["model"])
-            for model, value in values.items():
-                counter.add_metric([model], value)
-            yield counter
-        for name, help_text, levels in (
-            ("fvit_rows_waiting", "Rows wanted and not yet taken by a device.",
-             {m: s.waiting for m, s in found.items()}),
-            ("fvit_devices", "Devices that work.", {m: s.devices for m, s in found.items()}),
-            ("fvit_copies_per_second", "Copies a second while any device is at work, of late.",
-             {m: s.rate or 0.0 for m, s in found.items()}),
-        ):  # fmt: skip
-            gauge = GaugeMetricFamily(name, help_text, labels=["model"])
-            for model, level in levels.items():
-                gauge.add_metric([model], level)
-            yield gauge
+        for figure in FIGURES:
+            family = CounterMetricFamily if figure.counts else GaugeMetricFamily
+            metric = family(figure.name, figure.words, labels=["model"])
+            for model, statistics in found.items():
+                metric.add_metric([model], figure.of(statistics))
+            yield metric
