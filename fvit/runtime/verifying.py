@@ -161,6 +161,13 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
                 f"the top {one.k} tokens at {one.radius_l2:.4f} are recorded, the copies give "
                 f"{len(set(one.tokens) & set(other.tokens))} of them and {other.radius_l2:.4f} here"
             )
+        pairs = zip(one.map_radii or (), other.map_radii or (), strict=True)
+        # Above 0 a token is in, below 0 it is out: it is to reach as far on the same side.
+        if short := sum(abs(radius) > (here if radius > 0 else -here) for radius, here in pairs if radius):
+            weaker.append(
+                f"{short} of the {len(one.votes)} tokens of the map at k = {one.k} are recorded to keep "
+                "their sides further than the copies give here"
+            )
     if said.decision is not None and found.decision != said.decision:
         weaker.append(f"'{said.decision.answer}' is recorded, the copies are {_answer(found)} here")
     return weaker

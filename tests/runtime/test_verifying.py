@@ -103,6 +103,7 @@ def test_what_copies_drawn_again_do_not_support_is_said(
     assert done.status == 1
     assert said[0] == "follows"
     assert "are recorded, the copies give" in said[1]
+    assert "of the 64 tokens of the map at k = 10 are recorded to keep their sides further" in said[1]
     assert said[3] == f"bundle 000000000000… made it, not this one ({vit.bundle.digest[:12]}…)"
     assert said[4] == "its image is not among those given"
 

@@ -78,14 +78,15 @@ def test_an_image_may_come_as_body_form_or_base64(service: Serving, samples: lis
     assert len({way.json()["sha256"] for way in ways}) == 1
 
 
-@pytest.mark.parametrize("path", ["/v1/predict", "/v1/certify"])
-def test_the_map_may_be_a_picture(service: Serving, samples: list[Path], path: str) -> None:
+@pytest.mark.parametrize(("path", "width"), [("/v1/predict", 512), ("/v1/certify", 512 + 8 + 512)])
+def test_the_map_may_be_a_picture(service: Serving, samples: list[Path], path: str, width: int) -> None:
+    """That of a certificate has the explanation and the certified map beside it."""
     answer = service.client.post(
         path, params={"n": 40}, content=samples[0].read_bytes(), headers={"Accept": "image/png, */*;q=0.1"}
     )
     assert answer.headers["content-type"] == "image/png"
     drawn = Image.open(io.BytesIO(answer.content))
-    assert drawn.size == (512, 512)
+    assert drawn.size == (width, 512)
     assert len(np.unique(np.asarray(drawn).reshape(-1, 3), axis=0)) > 100
 
 
