@@ -18,6 +18,7 @@ from fvit.runtime.drawing import draw_map, map_radius
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, philox_key
+from fvit.runtime.plain import classify_plain
 
 PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
 INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"
@@ -36,8 +37,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     noisy = noisy_copies(picture.pixels, range(1), sigma=terms.sigma, key=key)
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
     pixels = picture.pixels.astype(np.float32) / np.float32(255)
-    plain = _resized(pixels, (denoised.shape[2], denoised.shape[3]))
-    logits, attribution = vit.pipeline.classify(plain[None])
+    logits, attribution = classify_plain(vit, picture.pixels[None])
     plain_label = vit.bundle.manifest.labels[int(logits[0].argmax())]
 
     figure_module = require("matplotlib.figure", **PLOTS)
@@ -144,12 +144,12 @@ def _map(axes: Any, pixels: NDArray[np.uint8], certificate: Certificate) -> None
     radius = map_radius(certificate)
     sides = certificate.attention.map(radius)
     axes.imshow(np.asarray(draw_map(pixels, sides, size=(480, 480 * pixels.shape[1] // pixels.shape[2]))))
-    axes.set_title(f"certified map at ℓ₂ radius {radius:.2f}", fontsize=13, color=INK, pad=7)
+    axes.set_title(f"certified map, r = {radius:.2f}", fontsize=13, color=INK, pad=7)
     axes.set_axis_off()
-    said = ((1, "light: in"), (0, "hatched: open"), (-1, "dark: out"))
+    said = ((1, "light in"), (0, "hatched open"), (-1, "dark out"))
     axes.text(
-        0.5, -0.04, "   ".join(f"{words} {int((sides == side).sum())}" for side, words in said),
-        transform=axes.transAxes, ha="center", va="top", fontsize=10, color=INK,
+        0.5, -0.04, ", ".join(f"{words} {int((sides == side).sum())}" for side, words in said),
+        transform=axes.transAxes, ha="center", va="top", fontsize=9.5, color=INK,
     )  # fmt: skip
 
 
@@ -166,10 +166,3 @@ def _curves(axes: Any, certificate: Certificate) -> None:
     axes.tick_params(labelsize=8, direction="in", pad=-14, colors=PALE)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=10)
-
-
-def _resized(pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
-    if pixels.shape[1:] == size:
-        return pixels
-    planes = [Image.fromarray(p).resize((size[1], size[0]), Image.Resampling.BICUBIC) for p in pixels]
-    return np.clip(np.stack([np.asarray(plane) for plane in planes]), 0, 1)

@@ -272,6 +272,7 @@ def test_the_map_grows_with_a_refinement(page: Page) -> None:
     grown(page, 40)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator("#status")).to_contain_text("Stopped")
+    expect(page.locator("#size")).to_be_hidden()  # there is one
     known = [int(page.locator(f"#{name}").inner_text()) for name in ("in", "open", "out")]
     assert sum(known) == 64
     assert known[2] > 30
