@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ LOCAL = "local"
 
 STORE = 1 << 28
 """Bytes of shared memory of a cluster of this run's own: its machine shares a disk."""
+
+ANSWERS = 10.0
+"""Seconds in which a cluster takes a connection."""
 
 QUIET = {"log_to_driver": False, "logging_level": logging.CRITICAL}
 
@@ -42,8 +46,7 @@ def ray_module() -> Any:
 
 @contextmanager
 def connected(address: str | None) -> Iterator[bool]:
-    """Ray's calls are the cluster's at this address until the block ends, and it is known whether it is this
-    run's own.
+    """Until the block ends Ray's calls are the cluster's at this address; whether it is this run's own.
 
     None: the cluster that RAY_ADDRESS names or that was started on this machine last; where there is none,
     and for "local", one of this run's own, which ends with it. Raises FvitError where none answers.
@@ -51,8 +54,17 @@ def connected(address: str | None) -> Iterator[bool]:
     ray = ray_module()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        own = _connect(ray, address)
-    except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        found = _found(ray, address)
+        # What Ray prints of workers that end is said by this run, in its own words.
+        ray._private.worker._worker_logs_enabled = False
+        if found is None:
+            cores = len(os.sched_getaffinity(0))
+            ray.init(
+                LOCAL, num_cpus=cores, object_store_memory=STORE, include_dashboard=False, **QUIET
+            )  # fmt: skip
+        else:
+            ray.init(found, **QUIET)
+    except (RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
         ray.shutdown()
         where, reason = "" if address is None else f" at {address}", reason_of(error).split(". ")[0]
         raise FvitError(
@@ -63,22 +75,22 @@ def connected(address: str | None) -> Iterator[bool]:
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself
             signal.signal(number, handler)
     try:
-        yield own
+        yield found is None
     finally:
         ray.shutdown()
 
 
-def _connect(ray: Any, address: str | None) -> bool:
-    # What Ray says of workers that end is said by this run, in its own words.
-    ray._private.worker._worker_logs_enabled = False
-    if address in (None, LOCAL):
-        try:
-            ray.init(
-                address=address, num_cpus=len(os.sched_getaffinity(0)), object_store_memory=STORE,
-                include_dashboard=False, **QUIET,
-            )  # fmt: skip
-            return True
-        except ValueError:  # there is a cluster, whose size is its own
-            pass
-    ray.init(address=address, **QUIET)
-    return False
+def _found(ray: Any, address: str | None) -> str | None:
+    """host:port of the cluster, or None where this run is to have its own. Raises OSError where nothing
+    listens: Ray itself would try for minutes."""
+    found: str | None = ray._private.services.canonicalize_bootstrap_address(address)
+    if found is None:
+        return None
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=ANSWERS).close()
+    except OSError:
+        if address is not None or "RAY_ADDRESS" in os.environ:
+            raise
+        return None  # what was started last has ended
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,14 +97,17 @@ class Crew:
         """Have as many workers as there are jobs to give, or the cluster has room for.
 
         Beyond that room as many again as are ready are asked for, and wait: an autoscaler sees them, and
-        one is there at once in the place of another that is lost. Raises FvitError where a cluster of this
-        run's own is too small for one.
+        one is there at once in the place of another that is lost. Raises FvitError where no node is left, or
+        a cluster of this run's own is too small for one.
         """
         now, ready = time.monotonic(), self.ready
         if now >= self._looked + LOOKED:
-            self._room, self._looked = _room(self._ray.nodes(), self._needs), now
-        if self._own and not self._room:
-            raise FvitError(f"a worker takes {self._needs}, more than this machine has: lower --cores")
+            nodes = [node for node in self._ray.nodes() if node["Alive"]]
+            if not nodes:
+                raise FvitError("the Ray cluster has ended: give the command again to go on where it stopped")
+            self._room, self._looked = sum(_room(node["Resources"], self._needs) for node in nodes), now
+            if self._own and not self._room:
+                raise FvitError(f"a worker takes {self._needs}, more than this machine has: lower --cores")
         spare = 0 if self._own else max(1, len(ready))
         wanted = min(sum(bool(member.jobs) for member in ready) + jobs, self._room + spare)
         if now >= self._not_before:
@@ -216,20 +219,10 @@ class Crew:
         self.lose(member, error)
 
 
-def _room(nodes: list[dict[str, Any]], needs: Needs) -> int:
-    """How many workers the nodes of a cluster have room for when nothing else is on them."""
-    total = 0
-    for node in nodes:
-        if node["Alive"]:
-            has = node["Resources"]
-            total += int(
-                min(
-                    has.get(name, 0) // count
-                    for name, count in (("CPU", needs.cpus), ("GPU", needs.gpus))
-                    if count
-                )
-            )
-    return total
+def _room(node: Mapping[str, float], needs: Needs) -> int:
+    """How many workers a node with these resources has room for when nothing else is on it."""
+    cpus = int(node.get("CPU", 0) // needs.cpus)
+    return min(cpus, int(node.get("GPU", 0) // needs.gpus)) if needs.gpus else cpus
 
 
 def _reason(error: Exception) -> str:

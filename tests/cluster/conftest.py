@@ -1,0 +1,86 @@
+"""A Ray cluster of two nodes on this machine, as real as one gets here."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks.standin import pictures, write_stand_in
+from fvit.runtime.journal import NAME
+from tests.commands import here
+
+IMAGES = 8
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of next to no cost."""
+    return write_stand_in(tmp_path_factory.mktemp("stand-in") / "bundle")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for number, pixels in enumerate(pictures(IMAGES, seed=0)):
+        Image.fromarray(pixels).save(folder / f"{number:02}.png")
+    return folder
+
+
+class Nodes:
+    """Raylets of one cluster. The first has no cores: nothing but the cluster's own business runs there."""
+
+    def __init__(self, cache: Path) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cache = cache
+        os.environ["XDG_CACHE_HOME"] = str(cache)  # which its workers inherit
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        self.added = [self.add() for _ in range(2)]
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def add(self) -> Any:
+        return self._cluster.add_node(num_cpus=1)
+
+    def kill(self, node: Any) -> None:
+        """kill -9 of a node's raylet; what it has started does not outlive it."""
+        self.added.remove(node)
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self) -> None:
+        self._cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    pytest.importorskip("ray")
+    before = dict(os.environ)
+    cluster = Nodes(tmp_path_factory.mktemp("cache"))
+    yield cluster
+    cluster.close()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def records(out: Path) -> list[dict[str, Any]]:
+    """By image, less what a record may differ in from the same one made elsewhere."""
+    found = [json.loads(line) for line in (out / NAME).read_bytes().splitlines()]
+    assert len({record["pixels_sha256"] for record in found}) == len(found)
+    kept = [
+        {name: value for name, value in record.items() if name not in ("seconds", "engine")}
+        for record in found
+    ]
+    return sorted(kept, key=lambda record: str(record["image"]))
+
+
+def locally(*arguments: object, out: Path) -> list[dict[str, Any]]:
+    """The records of a run without Ray."""
+    done = here("certify", *arguments, "--out", out)
+    assert done.status == 0, done.stderr
+    return records(out)
