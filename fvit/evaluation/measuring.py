@@ -1,0 +1,185 @@
+"""One image and its certificate in, its measures out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fvit.certificates.claims import AttentionClaim, top_tokens
+from fvit.certificates.record import Certificate
+from fvit.certificates.tally import UNIT
+from fvit.evaluation.judging import Judge, plain_shares, smoothed_shares
+from fvit.evaluation.measures import (
+    EXPLANATIONS,
+    ORDERS,
+    TOKENS,
+    Curve,
+    Cut,
+    Explanation,
+    Judged,
+    Masked,
+    Measures,
+    Model,
+    Order,
+    Removal,
+    Segmentation,
+    Tokens,
+)
+from fvit.evaluation.metrics import OBJECT, VOID, Mask, Overlap, covered, removed_counts, segmented
+from fvit.evaluation.perturbing import FILLS, Fill, filling, without
+from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.images import Picture
+from fvit.runtime.plain import classify_plain
+
+Floats = NDArray[np.float64]
+Chosen = NDArray[np.int64]
+
+DIGITS = 6
+"""Of shares and attributions, as they are kept."""
+
+
+def measure(
+    vit: FaithfulViT, picture: Picture, mask: Mask | None, certificate: Certificate, *, copies: int
+) -> Measures:
+    """All measures of an image. mask: [H,W] of the bundle's size, not all of it void. copies: of each image
+    that lacks tokens, for
+    the smoothed model; none where it is not to be asked. The same picture, mask and certificate give the same
+    measures."""
+    logits, attributions = classify_plain(vit, picture.pixels[None])
+    attribution = attributions[0].astype(np.float64)
+    explanations: dict[Explanation, Floats] = {
+        "plain": attribution, "smoothed": mean_attribution(certificate.attention)
+    }  # fmt: skip
+    judges: dict[Model, Judge] = {"plain": partial(plain_shares, vit)}
+    if copies:
+        judges["smoothed"] = partial(
+            smoothed_shares, vit, sigma=certificate.sigma, n=copies, seed=certificate.seed
+        )
+    said: dict[Model, int] = {"plain": int(logits[0].argmax()), "smoothed": certificate.class_.index}
+    orders = _orders(explanations)
+    sets = certified_sets(certificate)
+    curves, removals = [], []
+    for fill in FILLS:
+        filled = filling(picture.pixels, fill, grid=certificate.attention.grid)
+        chosen = [tokens for each in orders.values() for tokens in each] + list(sets.values())
+        perturbed = without(picture.pixels, filled, chosen, grid=certificate.attention.grid)
+        for model, judge in judges.items():
+            judged = [_judged(shares, said[model]) for shares in judge(perturbed)]
+            curves += _curves(orders, judged, fill=fill, model=model)
+            removals += _removals(sets, judged[len(judged) - len(sets) :], fill=fill, model=model)
+    return Measures(
+        image=picture.name,
+        pixels_sha256=picture.pixels_sha256,
+        seed=certificate.seed,
+        plain=_judged(plain_shares(vit, picture.pixels[None])[0], said["plain"]),
+        attribution=tuple(_kept(value) for value in attribution),
+        curves=tuple(curves),
+        removals=tuple(removals),
+        mask=None if mask is None else masked(mask, explanations, grid=certificate.attention.grid),
+    )
+
+
+def mean_attribution(claim: AttentionClaim) -> Floats:
+    """[N]: the mean attribution of the copies, the smoothed explanation of Hu et al. (ICML 2024)."""
+    return np.asarray(claim.sums) / (claim.copies * UNIT)
+
+
+def certified_sets(certificate: Certificate) -> dict[Tokens, Chosen]:
+    """Which tokens are removed to ask what the certified map is worth (docs/evaluation.md).
+
+    As many as are certified in, or out where those are fewer: the most firmly certified first, ties to the
+    lower index. The random ones are drawn from the certificate's seed. Sets without a token are left out.
+    """
+    radii = np.asarray(certificate.attention.map_radii)
+    inside, outside = (top_tokens(side * radii, int((side * radii > 0).sum())) for side in (1, -1))
+    any_order = np.random.default_rng(certificate.seed).permutation(len(radii))
+    equally = min(len(inside), len(outside))
+    sets = (inside[:equally], outside[:equally], any_order[:equally], outside, any_order[: len(outside)])
+    return {name: chosen for name, chosen in zip(TOKENS, sets, strict=True) if len(chosen)}
+
+
+def masked(mask: Mask, explanations: Mapping[Explanation, Floats], *, grid: tuple[int, int]) -> Masked:
+    """The explanations [N] against a mask [H,W] of which not all is void."""
+    segmentations = []
+    for name in EXPLANATIONS:
+        found = segmented(explanations[name].reshape(grid), mask)
+        segmentations.append(
+            Segmentation(
+                explanation=name,
+                at_mean=_cut(found.at_mean),
+                at=tuple(map(_cut, found.at)),
+                average_precision=_kept(found.average_precision),
+            )
+        )
+    return Masked(
+        sha256=mask_sha256(mask),
+        labelled=int((mask != VOID).sum()),
+        object=int((mask == OBJECT).sum()),
+        tokens=tuple(np.flatnonzero(covered(mask == OBJECT, grid)).tolist()),
+        segmentations=tuple(segmentations),
+    )
+
+
+def mask_sha256(mask: Mask) -> str:
+    """Of its values, a byte a pixel."""
+    return hashlib.sha256(mask.tobytes()).hexdigest()
+
+
+def _orders(explanations: Mapping[Explanation, Floats]) -> dict[tuple[Explanation, Order], list[Chosen]]:
+    """The sets of tokens that each curve removes, one after the other."""
+    found: dict[tuple[Explanation, Order], list[Chosen]] = {}
+    for name, attribution in explanations.items():
+        first = top_tokens(attribution, len(attribution))
+        for order in ORDERS:
+            ranked = first if order == "positive" else first[::-1]
+            found[name, order] = [ranked[:count] for count in removed_counts(len(ranked))]
+    return found
+
+
+def _curves(
+    orders: Mapping[tuple[Explanation, Order], list[Chosen]],
+    judged: list[Judged],
+    *,
+    fill: Fill,
+    model: Model,
+) -> list[Curve]:
+    found, first = [], 0
+    for (explanation, order), sets in orders.items():
+        points = judged[first : first + len(sets)]
+        found.append(
+            Curve(
+                explanation=explanation,
+                order=order,
+                fill=fill,
+                model=model,
+                indices=tuple(each.index for each in points),
+                shares=tuple(each.share for each in points),
+            )
+        )
+        first += len(sets)
+    return found
+
+
+def _removals(
+    sets: Mapping[Tokens, Chosen], judged: list[Judged], *, fill: Fill, model: Model
+) -> list[Removal]:
+    return [
+        Removal(tokens=name, count=len(chosen), fill=fill, model=model, judged=each)
+        for (name, chosen), each in zip(sets.items(), judged, strict=True)
+    ]
+
+
+def _judged(shares: Floats, said: int) -> Judged:
+    return Judged(index=int(shares.argmax()), share=_kept(shares[said]))
+
+
+def _cut(overlap: Overlap) -> Cut:
+    return Cut(predicted=overlap.predicted, hit=overlap.hit)
+
+
+def _kept(share: float) -> float:
+    return round(float(share), DIGITS)

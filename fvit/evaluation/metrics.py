@@ -1,0 +1,135 @@
+"""What an explanation is measured by, as pure functions of arrays (docs/evaluation.md).
+
+Sources: [1] Chefer, Gur & Wolf, CVPR 2021 (perturbation and segmentation tests of ViTs); [2] Petsiuk, Das &
+Saenko, BMVC 2018 (deletion and insertion); [3] Böhle, Fritz & Schiele, CVPR 2021 (grid pointing game).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.integrate import trapezoid
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.int8]
+
+OBJECT, BACKGROUND, VOID = 1, 0, -1
+"""What a mask says of a pixel; what is void counts neither for nor against."""
+
+TENTHS = 10
+"""A curve has its points at 0, 1, … 9 tenths of the tokens removed, as in [1]."""
+
+THRESHOLDS = np.arange(20) / 20
+"""At which an explanation, scaled to 0 … 1, is cut into object and background."""
+
+
+# --- perturbation ----------------------------------------------------------------------------------
+
+
+def removed_counts(tokens: int) -> tuple[int, ...]:
+    """How many of so many tokens are removed at 1, 2, … 9 tenths: rounded down."""
+    return tuple(tenth * tokens // TENTHS for tenth in range(1, TENTHS))
+
+
+def area_under(curve: Floats) -> Floats:
+    """[..., 10] values at 0 … 9 tenths removed -> [...]: the area under the curve by the trapezoid rule, as
+    [1] has it: 0.9 for a curve that is 1 throughout."""
+    return np.asarray(trapezoid(curve, dx=1 / TENTHS))
+
+
+# --- tokens and pixels -----------------------------------------------------------------------------
+
+
+def tokens_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> Integers:
+    """[H,W]: the token that the centre of each pixel lies in, counted along the rows of the grid."""
+    (height, width), (rows, columns) = size, grid
+    down = (np.arange(height) * 2 + 1) * rows // (2 * height)
+    across = (np.arange(width) * 2 + 1) * columns // (2 * width)
+    return down[:, None] * columns + across
+
+
+def covered(region: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
+    """[N]: the share of each token's pixels that lie in a region [H,W]."""
+    tokens = tokens_of_pixels((region.shape[0], region.shape[1]), grid).ravel()
+    count = grid[0] * grid[1]
+    pixels = np.bincount(tokens, minlength=count)
+    return np.bincount(tokens, weights=region.ravel(), minlength=count) / np.maximum(pixels, 1)
+
+
+# --- segmentation ----------------------------------------------------------------------------------
+
+
+def enlarged(attribution: Floats, size: tuple[int, int]) -> NDArray[np.float32]:
+    """[rows, columns] -> [H,W], bilinear between the centres of the tokens, as [1] enlarges explanations."""
+    plane = Image.fromarray(np.asarray(attribution, np.float32))
+    return np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """To 0 … 1 by the least and the largest value; all 0 where these are the same."""
+    least, most = values.min(), values.max()
+    return (values - least) / (most - least) if most > least else np.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Of an image's labelled pixels, how many are taken for the object (predicted), and how many of these
+    are the object's (hit)."""
+
+    predicted: int
+    hit: int
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """An explanation as a segmentation.
+
+    at_mean: cut at its mean over all pixels, as in [1]; at: cut at each of THRESHOLDS. average_precision:
+    average_precision_of_both.
+    """
+
+    at_mean: Overlap
+    at: tuple[Overlap, ...]
+    average_precision: float
+
+
+def segmented(attribution: Floats, mask: Mask) -> Segmented:
+    """An explanation [rows, columns] against a mask [H,W], of which at least one pixel is not void.
+
+    It is enlarged and scaled to 0 … 1; pixels above a threshold count as the object.
+    """
+    values = scaled(enlarged(attribution, (mask.shape[0], mask.shape[1])))
+    labelled = mask != VOID
+    known, truth = values[labelled], mask[labelled] == OBJECT
+
+    def cut(threshold: float) -> Overlap:
+        predicted = known > threshold
+        return Overlap(int(predicted.sum()), int((predicted & truth).sum()))
+
+    return Segmented(
+        at_mean=cut(values.mean(dtype=np.float64)),
+        at=tuple(cut(threshold) for threshold in THRESHOLDS),
+        average_precision=average_precision_of_both(known, truth),
+    )
+
+
+def average_precision_of_both(values: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
+    """Average precision over object and background together, as in [1]: each pixel is ranked twice, for the
+    object by its value and for the background by one minus it."""
+    return average_precision(np.concatenate([values, 1 - values]), np.concatenate([truth, ~truth]))
+
+
+def average_precision(scores: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
+    """Σ (R_i − R_{i−1})·P_i over the distinct scores from the highest down, with the precision P_i and the
+    recall R_i of everything that scores as much or more; 0 where nothing is true."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(truth[order])
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    if hits[-1] == 0:
+        return 0.0
+    precision = hits[last] / (last + 1)
+    return float(np.diff(hits[last], prepend=0) @ precision / hits[-1])

@@ -1,0 +1,1 @@
+"""One file a layout of data sets: from what lies on the disk to samples."""

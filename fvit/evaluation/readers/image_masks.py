@@ -1,0 +1,34 @@
+"""Two folders side by side: PLACE/images/… and, under the same names, PLACE/masks/…"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from fvit.errors import FvitError
+from fvit.evaluation.data import Data, Sample, of_file, stem_of
+from fvit.evaluation.masks import SUFFIXES, read_mask
+from fvit.evaluation.readers.folders import labels_in_folders
+from fvit.runtime.inputs import OnSkip, find_images
+
+IMAGES, MASKS = "images", "masks"
+
+
+def image_masks(place: Path, *, names: Sequence[str], on_skip: OnSkip) -> Data:
+    """Images in folders within `images` are labelled by these, and their masks lie in such folders too.
+
+    names: of the bundle's classes. Raises FvitError where an image has no mask, and as find_images and
+    labels_of.
+    """
+    images, masks = place / IMAGES, place / MASKS
+    there = {stem_of(file): file for file in masks.rglob("*") if file.suffix.lower() in SUFFIXES}
+    files = find_images([images], recursive=True, on_skip=on_skip)
+    labels = labels_in_folders(files, images, names=names)
+    samples = []
+    for file, label in zip(files, labels, strict=True):
+        wanted = masks / stem_of(Path(file).relative_to(images))
+        if wanted not in there:
+            raise FvitError(f"{file} has no mask: make it {wanted}.png, or leave the image out")
+        samples.append(Sample(file, of_file(file), label, partial(read_mask, there[wanted])))
+    return Data("images and masks", samples)

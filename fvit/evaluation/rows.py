@@ -1,0 +1,166 @@
+"""One image's part of every figure, from its label, its certificate and its measures (docs/evaluation.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from fvit.certificates.claims import top_tokens
+from fvit.certificates.record import Certificate
+from fvit.evaluation.figures import Key, Row
+from fvit.evaluation.measures import EXPLANATIONS, TOKENS, Cut, Judged, Masked, Measures, Model
+from fvit.evaluation.metrics import TENTHS, THRESHOLDS, area_under
+from fvit.evaluation.perturbing import FILLS
+
+Part = tuple[Key, tuple[float, float]]
+NONE = (0.0, 0.0)
+"""The part of an image that has none."""
+
+CLAIMS = ("class", "attention", "both")
+ASKED = ("accuracy", "kept", "share")
+"""Of what a model says of a perturbed image: whether it is the label; whether it is what the model says of
+the
+image as it is; and the share of that class."""
+
+UNTOUCHED = "none"
+"""The set of tokens that is empty."""
+
+
+def row_of(label: int | None, certificate: Certificate, measures: Measures, *, radii: Sequence[float]) -> Row:
+    """radii: at which it is asked what is certified. Every image has the same keys."""
+    said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": smoothed_judged(certificate)}
+    return dict(
+        [
+            *_certified(label, certificate, measures, radii),
+            *_map(certificate, radii),
+            *_curves(label, said, measures),
+            *_removals(label, said, measures),
+            *_segmentation(measures.mask),
+            *_localised(certificate, measures, radii),
+        ]
+    )
+
+
+def smoothed_judged(certificate: Certificate) -> Judged:
+    """What the copies of a certificate say."""
+    of_class = certificate.class_
+    return Judged(index=of_class.index, share=of_class.counts[str(of_class.index)] / certificate.copies)
+
+
+def models_of(measures: Measures) -> list[Model]:
+    """Who was asked what perturbed images show."""
+    return list(dict.fromkeys(curve.model for curve in measures.curves))
+
+
+def _certified(
+    label: int | None, certificate: Certificate, measures: Measures, radii: Sequence[float]
+) -> Iterator[Part]:
+    of_class, attention = certificate.class_, certificate.attention
+    right = of_class.index == label
+    known = label is not None
+    yield ("abstained", "class"), (of_class.abstained, 1)
+    yield ("abstained", "attention"), (attention.abstained, 1)
+    yield ("accuracy", "plain"), (measures.plain.index == label, 1) if known else NONE
+    yield ("accuracy", "smoothed"), (right and not of_class.abstained, 1) if known else NONE
+    for radius in radii:
+        class_holds = not of_class.abstained and of_class.radius_l2 >= radius
+        attention_holds = not attention.abstained and attention.radius_l2 >= radius
+        holds = dict(
+            zip(CLAIMS, (class_holds, attention_holds, class_holds and attention_holds), strict=True)
+        )
+        for claim, it in holds.items():
+            yield ("certified", claim, radius), (it, 1)
+            yield ("certified accuracy", claim, radius), (it and right, 1) if known else NONE
+
+
+def _map(certificate: Certificate, radii: Sequence[float]) -> Iterator[Part]:
+    for radius in radii:
+        sides = certificate.attention.map(radius)
+        yield ("map", "in", radius), (float((sides > 0).mean()), 1)
+        yield ("map", "out", radius), (float((sides < 0).mean()), 1)
+
+
+def _asked(judged: Judged, said: Judged, label: int | None) -> dict[str, tuple[float, float]]:
+    return {
+        "accuracy": NONE if label is None else (judged.index == label, 1),
+        "kept": (judged.index == said.index, 1),
+        "share": (judged.share, 1),
+    }
+
+
+def _curves(label: int | None, said: dict[Model, Judged], measures: Measures) -> Iterator[Part]:
+    for curve in measures.curves:
+        of = (curve.explanation, curve.order, curve.fill, curve.model)
+        before = said[curve.model]
+        points = [before] + [
+            Judged(index=index, share=share) for index, share in zip(curve.indices, curve.shares, strict=True)
+        ]
+        asked = [_asked(point, before, label) for point in points]
+        for what in ASKED:
+            parts = [each[what] for each in asked]
+            yield from ((("curve", what, *of, tenth), parts[tenth]) for tenth in range(TENTHS))
+            area = float(area_under(np.array([numerator for numerator, _ in parts])))
+            yield ("area", what, *of), (area, parts[0][1])
+
+
+def _removals(label: int | None, said: dict[Model, Judged], measures: Measures) -> Iterator[Part]:
+    """For each set of tokens also what the model says of the same images as they are."""
+    found = {(each.tokens, each.fill, each.model): each for each in measures.removals}
+    for tokens in TOKENS:
+        counts = [each.count for each in measures.removals if each.tokens == tokens]
+        yield ("removed", tokens), (counts[0], 1) if counts else NONE
+        for model in models_of(measures):
+            before = _asked(said[model], said[model], label)
+            for what in ASKED:
+                yield ("removal", what, tokens, UNTOUCHED, model), before[what] if counts else NONE
+            for fill in FILLS:
+                removal = found.get((tokens, fill, model))
+                after = None if removal is None else _asked(removal.judged, said[model], label)
+                for what in ASKED:
+                    yield ("removal", what, tokens, fill, model), NONE if after is None else after[what]
+
+
+def _segmentation(mask: Masked | None) -> Iterator[Part]:
+    found = {} if mask is None else {each.explanation: each for each in mask.segmentations}
+    for explanation in EXPLANATIONS:
+        of = found.get(explanation)
+        precision = NONE if of is None else (of.average_precision, 1)
+        yield ("average precision", explanation), precision
+        cuts: dict[str | float, Cut | None] = {"mean": None if of is None else of.at_mean}
+        cuts |= {
+            float(threshold): None if of is None else of.at[place]
+            for place, threshold in enumerate(THRESHOLDS)
+        }
+        for at, cut in cuts.items():
+            if mask is None or cut is None:
+                parts = [NONE] * 3
+            else:
+                either = cut.predicted + mask.object - cut.hit
+                parts = [
+                    (mask.labelled - either + cut.hit, mask.labelled),
+                    (cut.hit, either),
+                    (mask.labelled - either, mask.labelled - cut.hit),
+                ]
+            names = ("pixel accuracy", "IoU of the object", "IoU of the background")
+            yield from (((name, explanation, at), part) for name, part in zip(names, parts, strict=True))
+
+
+def _localised(certificate: Certificate, measures: Measures, radii: Sequence[float]) -> Iterator[Part]:
+    """Of the tokens that are certified in, how many touch the object; of as many that the plain explanation
+    has
+    first; and of as many of any."""
+    plain = np.asarray(measures.attribution)
+    touching = np.zeros(len(plain), np.bool_)
+    if measures.mask is not None:
+        touching[list(measures.mask.tokens)] = True
+    for radius in radii:
+        inside = certificate.attention.map(radius).ravel() > 0
+        count = int(inside.sum()) if measures.mask is not None else 0
+        first = top_tokens(plain, count)
+        yield (
+            ("on the object", "certified in", radius),
+            (int((inside & touching).sum()), count),
+        )
+        yield ("on the object", "plain", radius), (int(touching[first].sum()), count)
+        yield ("on the object", "any", radius), (count * float(touching.mean()), count)
