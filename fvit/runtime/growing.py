@@ -49,6 +49,7 @@ class Growing(Future[Answer], Generic[Answer]):
             for start, stop in itertools.pairwise(edges)
         )
         self._queued: deque[Counted] = deque()
+        self._age: int | None = None  # of its first stretch, and so of all
         self._once = Lock()
         self._settled = False
         self._go_on()
@@ -61,13 +62,14 @@ class Growing(Future[Answer], Generic[Answer]):
     def _go_on(self) -> None:
         """Want the next stretch, and queue what may follow it."""
         if not self._queued:
-            self._queued.append(self._queue.submit(self._planned.popleft()))
+            self._queued.append(self._queue.submit(self._planned.popleft(), age=self._age))
+        self._age = self._queued[0].age
         wanted = self._queued[0]
         self._queue.want(wanted)
         beyond = sum(len(counted.stretch.copies) for counted in self._queued) - len(wanted.stretch.copies)
         while self._planned and beyond < self._ahead:
             beyond += len(self._planned[0].copies)
-            self._queued.append(self._queue.submit(self._planned.popleft(), spare=True))
+            self._queued.append(self._queue.submit(self._planned.popleft(), spare=True, age=self._age))
         wanted.add_done_callback(self._counted)
         if self.done():  # cancelled meanwhile
             self._drop()

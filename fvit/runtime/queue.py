@@ -179,14 +179,14 @@ class Queue:
         """What has been done so far, and what is left to do."""
         return self._desk.statistics
 
-    def submit(self, stretch: Stretch, *, spare: bool = False) -> Counted:
+    def submit(self, stretch: Stretch, *, spare: bool = False, age: int | None = None) -> Counted:
         """Queue a stretch; its tally is complete when the future is.
 
         spare: until it is wanted, it only gets what nobody else does: rows that are computed anyway
-        (Counter.grain), devices that are idle.
+        (Counter.grain), devices that are idle. age: of the stretch that it goes on with.
         Raises FvitError after close, in a forked child, and where no device is left.
         """
-        return self._desk.submit(stretch, spare=spare)
+        return self._desk.submit(stretch, spare=spare, age=age)
 
     def want(self, counted: Counted) -> None:
         """A spare stretch is wanted from now on."""
@@ -247,12 +247,12 @@ class _Desk:
                 "call fvit.load in the child"
             )
 
-    def submit(self, stretch: Stretch, *, spare: bool) -> Counted:
+    def submit(self, stretch: Stretch, *, spare: bool, age: int | None) -> Counted:
         self._check_mine()
         with self._lock:
             if self._refused is not None:
                 raise FvitError(self._refused)
-            counted = Counted(stretch, age=next(self._ages), spare=spare)
+            counted = Counted(stretch, age=next(self._ages) if age is None else age, spare=spare)
             stretch.account.served = max(stretch.account.served, self._least - CREDIT)
             self._open[counted] = None
             self._add(counted, len(stretch.copies))

@@ -9,7 +9,7 @@ import pytest
 from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
 from fvit.runtime.growing import Growing
-from fvit.runtime.queue import Queue
+from fvit.runtime.queue import TURN, Queue
 from tests.runtime.test_queue import LIMIT, Device, alone, same, stretch
 
 LOOKS = (3, 4, 5, 9, 30)
@@ -47,6 +47,32 @@ def test_what_follows_a_look_is_spare_until_it_is_wanted() -> None:
         device.run_free()
         assert judged.wait(LIMIT)
         growing.cancel()
+    queue.close()
+
+
+def test_looks_are_as_old_as_the_first_and_so_have_the_oldest_share() -> None:
+    """However many short requests keep coming while it grows."""
+    device = Device(rows=8, free=False)
+    queue, whole = Queue([device]), stretch(1, range(TURN + 80))
+    looks, judged = range(8, TURN + 81, 8), threading.Semaphore(0)
+    with ThreadPoolExecutor(1) as claims:
+        growing: Growing[str] = Growing(
+            queue, claims, whole, looks=looks, judge=lambda _: judged.release(), ahead=0
+        )
+        served = waited = 0
+        while served < TURN + 72:
+            while queue.waiting < 100:
+                queue.submit(stretch(2, range(8)))
+            batch = device.wait_begun()
+            share = sum(len(copies) for one, copies in batch if one.picture is whole.picture)
+            served, waited = served + share, 0 if share else waited + 1
+            # Between two looks nothing of it waits: for the batch that was taken meanwhile.
+            assert waited <= 1
+            device.step()
+            if served % 8 == 0 and share:
+                assert judged.acquire(timeout=LIMIT)
+        growing.cancel()
+    device.run_free()
     queue.close()
 
 
