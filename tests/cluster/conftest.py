@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,27 +32,38 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Nodes:
-    """Raylets of one cluster. The first has no cores: nothing but the cluster's own business runs there."""
+    """Raylets of one cluster, with a core each; the first stays."""
 
     def __init__(self, cache: Path) -> None:
         from ray.cluster_utils import Cluster
 
         self.cache = cache
         os.environ["XDG_CACHE_HOME"] = str(cache)  # which its workers inherit
-        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-        self.added = [self.add() for _ in range(2)]
+        self._cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        self._added = self._cluster.add_node(num_cpus=1)
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
 
-    def add(self) -> Any:
-        return self._cluster.add_node(num_cpus=1)
+    @property
+    def workers(self) -> list[int]:
+        """Processes of fvit's workers that are alive."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            try:
+                if (process / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                    parent = re.findall(r"PPid:\t(\d+)", (process / "status").read_text())[0]
+                    raylet = Path("/proc", parent, "cmdline").read_text()
+                    found += [int(process.name)] if self.address in raylet else []
+            except OSError:  # it has ended meanwhile
+                continue
+        return found
 
-    def kill(self, node: Any) -> None:
-        """kill -9 of a node's raylet; what it has started does not outlive it."""
-        self.added.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
+    def replace_one(self) -> None:
+        """kill -9 of a node's raylet, which what it has started does not outlive; another node comes."""
+        self._cluster.remove_node(self._added, allow_graceful=False)
+        self._added = self._cluster.add_node(num_cpus=1)
 
     def close(self) -> None:
         self._cluster.shutdown()

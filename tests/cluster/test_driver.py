@@ -18,9 +18,8 @@ WORKERS = ("--cores", "1")
 @pytest.mark.parametrize(
     "terms",
     [
-        (*TERMS, "--top-k", "3", "--top-k", "5"),
-        (*TERMS, "--radius", "0.02"),
-        (*TERMS, "--aggregate", "mean", "--n", "100"),
+        (*TERMS, "--top-k", "3", "--top-k", "5", "--radius", "0.02"),
+        (*TERMS, "--aggregate", "mean"),
     ],
 )
 def test_records_are_those_of_a_run_without_a_cluster(
