@@ -13,8 +13,9 @@ from fvit.service.limits import Limits
 from fvit.service.problems import MEDIA_TYPE, ProblemBody
 
 DESCRIPTION = """Certificates of images: within a stated ℓ₂ radius the class stays, and at least a share β
-of the explanation's top k tokens; each token by itself keeps its side of the map. Each is false with probability at most alpha over the noise, whose seed is
-drawn when the image is there. Every error is an RFC 9457 problem."""
+of the explanation's top k tokens; within one of its own each token keeps its side of the map. Each
+certificate is false with probability at most alpha over the noise, whose seed is drawn when the image is
+there. Every error is an RFC 9457 problem."""
 
 TINY = base64.b64encode(
     bytes.fromhex(
