@@ -1,8 +1,9 @@
 PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
+TRITON := $(VENV)/triton
 
-.PHONY: demo test fuzz serve browser
+.PHONY: demo test fuzz serve browser triton
 demo: $(INSTALLED)
 	$(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-certify demo-bundle fvit/demo/samples --sigma 0.25 --n 1000 --out demo-out
@@ -11,7 +12,7 @@ serve: $(INSTALLED)
 	test -d demo-bundle || $(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-serve demo-bundle
 
-test: $(INSTALLED) browser
+test: $(INSTALLED) browser triton
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
@@ -26,6 +27,13 @@ browser:
 	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
 		apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium fonts-dejavu-core; } || \
 		echo "no chromium: the page's tests are left out (apt-get install chromium)"
+
+# A tritonserver, in an environment of its own.
+triton: $(INSTALLED)
+	@test $(TRITON)/installed -nt pyproject.toml || { $(PYTHON) -m venv $(TRITON) && \
+		$(TRITON)/bin/pip install --quiet --disable-pip-version-check --editable '.[triton]' && \
+		touch $(TRITON)/installed; } || \
+		echo "no tritonserver: its tests are left out (it needs Linux on x86-64 and Python 3.10 to 3.12)"
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

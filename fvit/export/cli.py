@@ -139,6 +139,25 @@ def engine(
         console.print(plan, soft_wrap=True)
 
 
+@app.command()
+def triton(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; it is copied.")],
+    repository: Annotated[Path, typer.Argument(help="Triton's model repository; made where there is none.")],
+    name: Annotated[str, typer.Option(help="Name of the model, and of its folder.")] = "fvit",
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu, openvino; tensorrt, ort-tensorrt or cuda on every GPU of the server, cuda:0,1 on two."
+        ),
+    ] = "cpu",
+) -> None:
+    """Write a model of a bundle into a model repository of NVIDIA's Triton Inference Server."""
+    from fvit.triton.repository import write_repository
+
+    written = write_repository(bundle, repository, name=name, device=device)
+    console.print(f"model {name} written to {written}", soft_wrap=True)
+
+
 @app.command("list")
 def list_models() -> None:
     """Name the families of classifiers that export, with timm's models of each."""
