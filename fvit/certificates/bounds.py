@@ -106,10 +106,11 @@ def betting_bounds(logarithms: Floats, n: int, *, mean: Floats, alpha: float) ->
     # For larger p the level grows, and wealth has to shrink faster: it does where bet ≥ N/n. Leaving
     # the others out only lowers the wealth.
     used = tokens / n <= FROM_BELOW
-    bets_below, bets_above = FROM_BELOW[used, None], -FROM_ABOVE[:, None]
+    bets_below, bets_above = FROM_BELOW[used], -FROM_ABOVE
 
     def wealth(sums: Floats, bets: Floats, p: Floats, shares: int) -> Floats:
-        return np.asarray(np.logaddexp.reduce(sums - n * np.log1p(bets * p), axis=0) - np.log(shares))
+        losses = n * np.log1p(bets[:, None, None] * p)
+        return np.asarray(np.logaddexp.reduce(sums[:, None] - losses, axis=0) - np.log(shares))
 
     def refused(p: Floats) -> NDArray[np.bool_]:
         low, high = p
@@ -124,6 +125,10 @@ def betting_bounds(logarithms: Floats, n: int, *, mean: Floats, alpha: float) ->
         )
 
     return _ends(refused, best=mean)
+
+
+WIDTH = 96
+"""Candidates for ends that are looked at together: more of a few than of many."""
 
 
 def _log_level(p: Floats, level: ArrayLike, floor: ArrayLike) -> Floats:
@@ -145,13 +150,17 @@ def _counts(count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.
 def _ends(refused: Callable[[Floats], NDArray[np.bool_]], *, best: Floats) -> tuple[Floats, Floats]:
     """(lower, upper) ends, in the shape of `best`, of what is not refused: an interval that holds `best`.
 
-    refused: maps candidates [2, …] for the lower and the upper end. Bisected from outside until
-    the candidates are neighbours, and what is returned is refused (or 0 or 1).
+    refused: maps candidates [2, S, …] for the lower and the upper end, S of them at a time. From outside the
+    interval is cut into parts until 54 halvings are done; what is returned is refused (or 0 or 1).
     """
+    halvings = int(np.clip(np.log2(WIDTH / max(best.size, 1)), 1, 5))
+    fractions = np.arange(1, 2**halvings).reshape(-1, *[1] * best.ndim) / 2**halvings
     outer = np.stack([np.zeros_like(best), np.ones_like(best)])
     inner = np.stack([best, best])
-    for _ in range(54):
-        middle = (outer + inner) / 2
-        out = refused(middle)
-        outer, inner = np.where(out, middle, outer), np.where(out, inner, middle)
+    for _ in range(-(-54 // halvings)):
+        parts = outer[:, None] + (inner - outer)[:, None] * fractions
+        out = refused(parts)
+        edges = np.concatenate([outer[:, None], parts, inner[:, None]], axis=1)
+        last = np.where(out.all(axis=1), len(fractions), out.argmin(axis=1))[:, None]
+        outer, inner = (np.take_along_axis(edges, last + i, axis=1)[:, 0] for i in range(2))
     return outer[0], outer[1]
