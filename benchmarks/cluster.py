@@ -99,9 +99,7 @@ def rates(bundle: Path, *, images: int, n: int, rounds: int) -> dict[str, list[f
 
     def there(count: int, cores: int) -> float:
         with nodes(count * cores) as address:
-            cluster = Cluster(
-                bundle, address=address, device="cpu", batch=None, cores=cores, images=images, note=print
-            )
+            cluster = Cluster(bundle, address=address, device="cpu", batch=None, cores=cores, note=print)
             return rate(cluster, chosen, terms, first=lambda: hold(count) if cores == 1 else None)
 
     ways = {

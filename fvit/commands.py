@@ -105,6 +105,11 @@ def on_interruption(cancel: Callable[[], Any]) -> None:
     _interruption.cancels(cancel)
 
 
+def interrupted() -> bool:
+    """Whether an interruption has been heard: for work that `cancel` does not reach."""
+    return _interruption.number != 0
+
+
 class _Interruption:
     """The first Ctrl-C or SIGTERM; from then on another one ends the process at once."""
 

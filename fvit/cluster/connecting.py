@@ -88,7 +88,7 @@ def _found(ray: Any, address: str | None) -> str | None:
         return None
     host, _, port = found.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWERS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWERS).close()
     except OSError:
         if address is not None or "RAY_ADDRESS" in os.environ:
             raise

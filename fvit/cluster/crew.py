@@ -200,9 +200,7 @@ class Crew:
         try:
             found: Started | None = self._ray.get(member.starting)
         except self._ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, FvitError):
-                raise
-            self._failed(member, error.cause)
+            self._failed(member, told(error.cause))
         except self._ray.exceptions.RayError as error:
             self._failed(member, error)
         else:
@@ -223,6 +221,13 @@ def _room(node: Mapping[str, float], needs: Needs) -> int:
     """How many workers a node with these resources has room for when nothing else is on it."""
     cpus = int(node.get("CPU", 0) // needs.cpus)
     return min(cpus, int(node.get("GPU", 0) // needs.gpus)) if needs.gpus else cpus
+
+
+def told(cause: Exception) -> FvitError:
+    """What a worker's model raised, as something for a person to read."""
+    if isinstance(cause, FvitError):
+        return cause
+    return FvitError(f"a worker failed: {type(cause).__name__}: {cause}")
 
 
 def _reason(error: Exception) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import CancelledError
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from operator import length_hint
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.cluster.connecting import check_address, connected, ray_module
-from fvit.cluster.crew import Crew, Job, Member, Needs
+from fvit.cluster.crew import Crew, Job, Member, Needs, told
 from fvit.cluster.worker import Setting
 from fvit.errors import FvitError
 from fvit.runtime.bundle import open_bundle
@@ -41,7 +42,7 @@ class Cluster:
 
     address: as `connected` has it. device, batch: of each worker, as fvit.load has them; a worker counts its
     GPUs from 0 on. cores: that a worker takes; unless told all of the smallest node's, and 1 beside a GPU.
-    images: how many pictures there are, at the most. note: is told what happens to workers.
+    note: is told what happens to workers.
     Raises FvitError where Ray is not installed, the bundle is missing or damaged, or the device is none.
     """
 
@@ -53,7 +54,6 @@ class Cluster:
         device: str,
         batch: Batch | None,
         cores: int | None,
-        images: int,
         note: Callable[[str], Any],
     ) -> None:
         check_address(address)
@@ -61,8 +61,7 @@ class Cluster:
         self._gpus = _gpus(device)
         self.bundle = open_bundle(folder)
         self._address, self._device, self._batch, self._cores = address, device, batch, cores
-        self._unread, self._note = images, note
-        self._cancelled = Event()
+        self._note, self._cancelled = note, Event()
 
     def cancel(self) -> None:
         """Give up. Once, from any thread."""
@@ -78,41 +77,37 @@ class Cluster:
         on_copies: Callable[[int], Any] | None,
     ) -> Generator[Certified, None, None]:
         """As Certifier has it; CancelledError once it is cancelled."""
-        jobs = self._jobs(pictures, terms)
-        first = next(jobs, None)
-        if first is None:  # all of them are done: no cluster is needed
+        jobs = _Jobs(iter(pictures), terms)
+        if not jobs.more:  # all of them are done: no cluster is needed
             return
-        jobs = chain([first], jobs)
         with connected(self._address) as own:
             crew = self._crew(own=own)
-            again: deque[Job] = deque()
             failed: Counter[Job] = Counter()
-            told = _Told(on_copies)
-            more = True
-            while more or again or crew.busy:
+            progress = _Progress(on_copies)
+            while jobs.more or crew.busy:
                 self._check()
-                crew.staff(len(again) + (self._unread + 1 if more else 0))
-                more = self._give(crew, again, jobs, terms, seconds=seconds, drawn=drawn) and more
-                if not more and not again:
+                crew.staff(len(jobs))
+                hungry = self._give(crew, jobs, terms, seconds=seconds, drawn=drawn)
+                if not jobs.more:
                     crew.let_go()
-                for member, answer in crew.answered(BEAT):
+                for member, answer in crew.answered(0 if hungry else BEAT):
                     self._check()
                     try:
                         certificate, png = self._ray.get(answer, timeout=ANSWER)
                     except self._ray.exceptions.RayTaskError as error:
-                        reason = _told(error.cause)
+                        reason = told(error.cause)
                         failed[member.jobs[answer]] += 1
                         if failed[member.jobs[answer]] == TRIES:
                             raise reason from error
-                        again.extend(crew.lose(member, reason))
+                        jobs.again(crew.lose(member, reason))
                     except self._ray.exceptions.RayError as error:
-                        again.extend(crew.lose(member, error))
+                        jobs.again(crew.lose(member, error))
                     else:
                         job = crew.done(member, answer, copies=certificate.copies)
-                        told.done(certificate)
+                        progress.done(certificate)
                         yield Certified(job.picture, certificate, partial(_write, png))
                 if on_copies is not None:
-                    told.show(crew.under_way())
+                    progress.show(crew.under_way())
 
     def _check(self) -> None:
         if self._cancelled.is_set():
@@ -126,31 +121,61 @@ class Cluster:
         )  # fmt: skip
         return Crew(self.bundle, setting, needs, own=own, note=self._note)
 
-    def _jobs(self, pictures: Iterable[Picture], terms: Terms) -> Iterator[Job]:
-        """A picture gets its seed here, once: whoever certifies it after a loss draws the same noise."""
-        for picture in pictures:
-            self._unread -= 1
-            yield Job(picture, terms if terms.seed is not None else replace(terms, seed=drawn_seed()))
-
     def _give(
-        self, crew: Crew, again: deque[Job], jobs: Iterator[Job], terms: Terms, *, seconds: float | None,
-        drawn: bool,
+        self, crew: Crew, jobs: _Jobs, terms: Terms, *, seconds: float | None, drawn: bool
     ) -> bool:  # fmt: skip
-        """Fill up all who are ready, the emptiest first; whether there may be more to give."""
+        """Fill up all who are ready, the emptiest first, but for no longer than a beat; whether there is room
+        left for what there is."""
 
         def room(member: Member) -> int:
             return at_once(terms, rows=member.rows, seconds=seconds) - len(member.jobs)
 
-        while members := [member for member in crew.ready if room(member) > 0]:
+        end = time.monotonic() + BEAT
+        while jobs.more and (members := [member for member in crew.ready if room(member) > 0]):
             self._check()
-            job = again.popleft() if again else next(jobs, None)
-            if job is None:
-                return False
-            crew.give(min(members, key=lambda member: len(member.jobs)), job, seconds=seconds, drawn=drawn)
-        return True
+            if time.monotonic() > end:
+                return True
+            member = min(members, key=lambda member: len(member.jobs))
+            crew.give(member, jobs.next(), seconds=seconds, drawn=drawn)
+        return False
 
 
-class _Told:
+class _Jobs:
+    """What is to be handed out: what lost workers have left, then pictures, of which one is read ahead."""
+
+    def __init__(self, pictures: Iterator[Picture], terms: Terms) -> None:
+        self._pictures, self._terms = pictures, terms
+        self._left: deque[Job] = deque()
+        self._read()
+
+    def __len__(self) -> int:
+        """At the most; there may be fewer."""
+        return len(self._left) + length_hint(self._pictures)
+
+    @property
+    def more(self) -> bool:
+        """Whether there are any."""
+        return bool(self._left)
+
+    def next(self) -> Job:
+        job = self._left.popleft()
+        if not self._left:
+            self._read()
+        return job
+
+    def again(self, jobs: Iterable[Job]) -> None:
+        """They are to be done by another."""
+        self._left.extendleft(jobs)
+
+    def _read(self) -> None:
+        """A picture gets its seed here, once: whoever certifies it after a loss draws the same noise."""
+        for picture in self._pictures:
+            seeded = self._terms if self._terms.seed is not None else replace(self._terms, seed=drawn_seed())
+            self._left.append(Job(picture, seeded))
+            return
+
+
+class _Progress:
     """What has been told of the copies counted. It only grows: those of a lost worker are counted again."""
 
     def __init__(self, tell: Callable[[int], Any] | None) -> None:
@@ -189,12 +214,6 @@ def _gpus(device: str) -> int | None:
             "or cuda:0 for a GPU a worker, cuda:0,1 for two; a worker counts those that it is given from 0 on"
         )
     return count
-
-
-def _told(cause: Exception) -> FvitError:
-    if isinstance(cause, FvitError):
-        return cause
-    return FvitError(f"a worker failed: {type(cause).__name__}: {cause}")
 
 
 def _write(png: bytes, file: Path) -> None:

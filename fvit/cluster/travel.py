@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,9 @@ def at_hand(folder: Path, digest: str) -> Bundle | None:
     """The bundle of this digest, every byte verified, where this node has it: in the folder that the command
     was given, or in its own cache."""
     for place in (folder, _cached(digest)):
-        try:
-            if hashlib.sha256((place / MANIFEST).read_bytes()).hexdigest() == digest:
-                return open_bundle(place)
-        except (OSError, FvitError):  # not here, or not as it was: it can travel
-            continue
+        with suppress(FvitError):  # it is not here, or not as it was: it can travel
+            if (bundle := open_bundle(place)).digest == digest:
+                return bundle
     return None
 
 

@@ -187,9 +187,7 @@ def fvit_certify(
     files = find_images(
         places, recursive=recursive, on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}")
     )
-    with _certifier(
-        bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told, images=len(files)
-    ) as certifier:
+    with _certifier(bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told) as certifier:
         manifest = certifier.bundle.manifest
         terms = terms_of(
             manifest, sigma=sigma, n=n, alpha=alpha, k=tuple(top_k or [10]), beta=beta, radius=radius,
@@ -219,27 +217,14 @@ def fvit_certify(
 
 @contextmanager
 def _certifier(
-    bundle: Path,
-    *,
-    device: str,
-    batch: Batch | None,
-    ray: str | None,
-    cores: int | None,
-    told: Told,
-    images: int,
+    bundle: Path, *, device: str, batch: Batch | None, ray: str | None, cores: int | None, told: Told
 ) -> Iterator[Certifier]:
     """The bundle where it is to run; an interruption cancels what is under way there."""
     if ray is not None:
         from fvit.cluster.driver import Cluster
 
         cluster = Cluster(
-            bundle,
-            address=ray or None,
-            device=device,
-            batch=batch,
-            cores=cores,
-            images=images,
-            note=told.note,
+            bundle, address=ray or None, device=device, batch=batch, cores=cores, note=told.note
         )
         commands.on_interruption(cluster.cancel)
         yield cluster

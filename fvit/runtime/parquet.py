@@ -44,12 +44,13 @@ def write_parquet(certificates: Iterable[Certificate], file: Path) -> None:
     try:
         with (
             written_whole(file) as part,
-            arrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer,
+            part.open("wb") as sink,
+            arrow.parquet.ParquetWriter(sink, schema, compression="zstd") as writer,
         ):
             while rows := list(itertools.islice(records, GROUP)):
                 writer.write_table(arrow.Table.from_pylist(rows, schema=schema))
     except OSError as error:
-        raise FvitError(f"cannot write {file}: {error.strerror or error}") from error
+        raise FvitError(f"cannot write {file}: {error.strerror}") from error
 
 
 def columns(model: type[BaseModel], before: tuple[str, ...] = ()) -> Iterator[Column]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from concurrent.futures import CancelledError
 from contextlib import closing
 from dataclasses import dataclass, field
+from operator import length_hint
 from pathlib import Path
 
 from PIL import Image
@@ -86,7 +88,7 @@ class Run:
         """Every image that has no record yet."""
         watched = not self._progress.disable
         done = self.certifier.certify(
-            self._pictures(), self.terms, seconds=self.seconds, drawn=self.drawn,
+            Pictures(self), self.terms, seconds=self.seconds, drawn=self.drawn,
             on_copies=(lambda copies: self._progress.advance(self._task, copies)) if watched else None,
         )  # fmt: skip
         with self._progress, closing(done):
@@ -122,17 +124,14 @@ class Run:
         total = self._progress.tasks[0].total or 0
         self._progress.update(self._task, total=total - self.terms.n + copies)
 
-    def _pictures(self) -> Iterator[Picture]:
-        """Those that are to be certified, each read when it is its turn."""
-        for number, file in enumerate(self.files):
-            picture = self._read(number, file)
-            if picture is None:
-                self._takes(0)
-            else:
-                yield picture
+    def read(self, number: int) -> Picture | None:
+        """The picture of a file, or None where it is done already or cannot be read (said)."""
+        picture = self._picture(number, self.files[number])
+        if picture is None:
+            self._takes(0)
+        return picture
 
-    def _read(self, number: int, file: str) -> Picture | None:
-        """The picture, or None where it is done already or cannot be read (said)."""
+    def _picture(self, number: int, file: str) -> Picture | None:
         size = self.certifier.bundle.manifest.image_size
         try:
             picture = read_image(file, size=size, max_pixels=self.max_pixels)
@@ -192,6 +191,27 @@ class Run:
                     Image.fromarray(picture.pixels.transpose(1, 2, 0)).save(part, format="png")
         except OSError as error:
             raise FvitError(f"cannot write a picture to {folder}: {error.strerror}") from error
+
+
+class Pictures:
+    """Those that are to be certified, each read when it is its turn; their number is at most the hint."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._numbers = run, iter(range(len(run.files)))
+
+    def __iter__(self) -> Pictures:
+        return self
+
+    def __next__(self) -> Picture:
+        for number in self._numbers:
+            if commands.interrupted():  # many may be done already
+                raise CancelledError
+            if (picture := self._run.read(number)) is not None:
+                return picture
+        raise StopIteration
+
+    def __length_hint__(self) -> int:
+        return length_hint(self._numbers)
 
 
 class CopiesPerSecond(ProgressColumn):

@@ -105,6 +105,8 @@ class Summary:
     def write(self, file: Path) -> None:
         """Write it as JSON, whole or not at all; raises FvitError where that fails."""
         try:
+            if file.exists() and not file.is_file():  # what takes its place would take that of a device
+                raise FvitError(f"--summary {file} is no regular file: choose another place")
             with written_whole(file) as part:
                 part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         except OSError as error:

@@ -1,5 +1,6 @@
 """Whatever is typed: work is done, or one line says why it is not."""
 
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -71,13 +72,16 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("my notes\n")
     (folder / "images" / "broken.png").write_bytes(b"\x89PNG")
     (folder / NAME).write_text("{}\n")
+    (folder / "list").write_text("images/a.png\nimages\n\n*.png\n")
+    (folder / "labels.csv").write_text("file,label\na.png,0\nc.gif,b\nbroken.png,1\n")
     return folder
 
 
 PLACES = st.sampled_from(
     [
         "images", "images", "images/a.png", "images/broken.png", "empty", "notes.txt", NAME, "absent", "out",
-        "", ".", "/dev/null", "/dev/zero", "/proc/self/mem", "/sys/x", "o" * 300,
+        "", ".", "/dev/null", "/dev/zero", "/proc/self/mem", "/sys/x", "o" * 300, "*", "**/*.png", "[",
+        "list", "labels.csv",
     ]
 )  # fmt: skip
 COUNTS = st.sampled_from(
@@ -113,6 +117,10 @@ OPTIONS: dict[str, dict[str, st.SearchStrategy[str] | None]] = {
         "--radius": FLOATS, "--seconds": FLOATS, "--seed": COUNTS,
         "--aggregate": st.sampled_from(["vote", "mean", "median"]),
         "--batch": COUNTS, "--device": TEXTS, "--max-pixels": COUNTS, "--save-input": None, "--out": PLACES,
+        "--list": PLACES | st.just("-"), "--recursive": None, "--labels": PLACES | st.just("folders"),
+        "--at": FLOATS, "--format": st.sampled_from(["jsonl", "parquet", "csv"]), "--no-pictures": None,
+        "--quiet": None, "--summary": PLACES, "--cores": COUNTS,
+        "--ray": st.sampled_from(["auto", "local", "127.0.0.1:1", "[::1]:1", "ray://a:1", "images/a.png"]),
     },
     "verify": {"--bundle": PLACES, "--images": PLACES, "--device": TEXTS, "--max-pixels": COUNTS},
     "export": {"--precision": TEXTS, "--classifier": TEXTS, "--denoiser": PLACES, "--batch": COUNTS},
@@ -156,6 +164,7 @@ def test_a_command_line_is_done_or_refused_in_one_line(
             patch.setattr(module, "load", lambda *_, **__: nullcontext(model))
         patch.setattr(pictures, "write_picture", lambda *_, file: file.touch())
         patch.setattr(exporting, "_require", refuse)
+        patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"images/a.png\0absent")))
         patch.chdir(place)
         with promptly():
             done = here(command, *words)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from fvit.runtime import parquet
 from fvit.runtime.journal import LOCK, NAME
 from tests.commands import obey_modes
 from tests.fuzz.trying import HANGS, LONG
@@ -81,7 +83,7 @@ def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
 
 @pytest.fixture(scope="module")
 def asked(demo_bundle: Path, samples: list[Path]) -> list[object]:
-    return [demo_bundle, *samples[:IMAGES], *TERMS]
+    return [demo_bundle, *samples[:IMAGES], *TERMS, "--format", "parquet"]
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +137,9 @@ def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
     assert len(pictures) == IMAGES
     for picture in pictures:
         Image.open(picture).load()
-    assert {entry.name for entry in out.iterdir()} == {NAME, *(picture.name for picture in pictures)}
+    whole = {NAME, parquet.NAME, *(picture.name for picture in pictures)}
+    assert {entry.name for entry in out.iterdir()} == whole
+    assert pyarrow.parquet.read_table(out / parquet.NAME).num_rows == IMAGES
 
 
 def check_words(run: Run, status: int, kind: str) -> None:
@@ -173,4 +177,4 @@ def test_of_runs_at_once_on_one_folder_each_says_what_is_true(
         assert run.stderr in ([""] if status == 0 else refused)
     assert records(tmp_path) == uninterrupted
     assert not (tmp_path / LOCK).exists()
-    assert len(list(tmp_path.iterdir())) == 1 + IMAGES
+    assert len(list(tmp_path.iterdir())) == 2 + IMAGES

@@ -6,20 +6,27 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 import fvit
 from fvit.certificates.decisions import Answer
+from fvit.certificates.record import Certificate
 from fvit.certificates.verify import verify
-from fvit.runtime import cli, pictures
+from fvit.errors import FvitError
+from fvit.runtime import cli, pictures, run
 from fvit.runtime.journal import LOCK, NAME, Journal
 from tests.commands import Ended, ended, here, obey_modes, started
 
@@ -367,6 +374,203 @@ def test_commands_say_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "No space left" in here("verify", "--version", stdout=full).refusal
 
 
+# Data sets as they come.
+
+
+@pytest.fixture
+def classes(samples: list[Path], tmp_path: Path) -> Path:
+    """Samples in class folders, one of them in a wrong one."""
+    for number, sample in enumerate(samples[:4]):
+        folder = tmp_path / "val" / ("9" if number == 3 else sample.stem[-1])
+        folder.mkdir(parents=True)
+        shutil.copy(sample, folder)
+    return tmp_path / "val"
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_images_come_from_folders_in_folders_patterns_and_lists(
+    certify: Certify, classes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = sorted(map(str, classes.rglob("*.png")))
+    (tmp_path / "list.txt").write_text("\n".join(files))
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO("\0".join(files).encode())))
+    for number, places in enumerate(
+        [
+            (classes, "--recursive"),
+            (f"{classes}/*/*.png",),
+            ("--list", tmp_path / "list.txt"),
+            ("--list", "-"),
+            (files[0], "--list", tmp_path / "list.txt"),
+        ]
+    ):
+        done = certify(*places, *FAST, "--out", tmp_path / str(number))
+        assert done.status == 0, done.stderr
+        assert sorted(record["image"] for record in records(tmp_path / str(number))) == files
+    assert "holds no image" in certify(classes, *FAST).refusal
+    assert "there is no image" in certify(*FAST).refusal
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("deciding", [(), ("--radius", "0.05")])
+def test_with_labels_the_summary_says_how_much_is_certified_and_right(
+    certify: Certify, classes: Path, tmp_path: Path, deciding: tuple[str, ...]
+) -> None:
+    asked = (classes, "--recursive", *FAST, *deciding, "--out", tmp_path / "out", "--seed", "1")
+    done = certify(
+        *asked, "--labels", "folders", "--at", "0", "--at", "0.1", "--summary", tmp_path / "s.json"
+    )
+    assert done.status == 0, done.stderr
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert said["images"] == said["records"] == 4 and said["copies"] > 0
+    kept = records(tmp_path / "out")
+    for at, radius in zip(said["certified"], (0, 0.1), strict=True):
+        holds = [record for record in kept if record["class"]["p_lower"] > 0.5 and reaches(record, radius)]
+        right = [record for record in holds if record["class"]["label"] == Path(record["image"]).parent.name]
+        assert at["radius"] == radius
+        assert at["class"] == len(holds) / 4 and at["accuracy"] == len(right) / 4
+        assert f"{25 * len(right):.1f} %" in done.stdout
+    assert said["certified"][0]["accuracy"] == 0.75
+    assert "certified accuracy" in done.stdout
+    if deciding:
+        assert sum(said["decisions"].values()) == 4 and said["terms"]["radius"] == 0.05
+
+    again = certify(*asked, "--labels", "folders", "--summary", tmp_path / "again.json")
+    assert again.status == 0
+    resumed = json.loads((tmp_path / "again.json").read_text())
+    assert (resumed["before"], resumed["copies"]) == (4, 0)
+    assert [at["radius"] for at in resumed["certified"]] == [0, *map(float, deciding[1:])]
+    assert resumed["certified"][0] == said["certified"][0]
+
+
+def reaches(record: dict[str, Any], radius: float) -> bool:
+    return bool(record["class"]["radius_l2"] >= radius)
+
+
+def test_labels_that_do_not_fit_are_refused_before_any_work(
+    certify: Certify, samples: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "labels.csv").write_text(f"file,label\n{samples[0].name},0\n")
+    done = certify(*samples[:2], *FAST, "--labels", tmp_path / "labels.csv")
+    assert f"{samples[1]} has no label in" in done.refusal
+    assert "folder 'samples' is no class of this bundle" in certify(
+        samples[0], *FAST, "--labels", "folders"
+    ).refusal  # fmt: skip
+
+
+def test_a_table_without_labels_says_what_is_certified_where_that_is_asked(
+    certify: Certify, samples: list[Path]
+) -> None:
+    done = certify(samples[0], *FAST, "--at", "0.05")
+    assert "explanation certified" in done.stdout and "certified accuracy" not in done.stdout
+    assert "explanation certified" not in certify(samples[0], *FAST).stdout
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_quiet_says_what_goes_wrong_alone(certify: Certify, samples: list[Path], tmp_path: Path) -> None:
+    Image.new("L", (90, 50)).save(tmp_path / "grey-and-small.png")
+    good = (samples[0], samples[0], tmp_path / "grey-and-small.png", *FAST, "--at", "0", "--quiet")
+    done = certify(*good, "--out", tmp_path / "out")
+    assert (done.status, done.stdout, done.stderr) == (0, "", "")
+    (tmp_path / "text.png").write_text("no image")
+    done = certify(tmp_path / "text.png", *good)
+    assert (done.status, done.stdout) == (1, "")
+    assert "text.png is not an image" in done.stderr
+    assert "1 of 4 images could not be certified" in done.stderr
+
+
+def test_records_alone_need_no_pictures(
+    certify: Certify, samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'fvit[plots]'" in certify(samples[0], *FAST, "--out", tmp_path).refusal
+    assert "give --out" in certify(samples[0], *FAST, "--no-pictures").refusal
+    done = certify(samples[0], *FAST, "--out", tmp_path, "--no-pictures")
+    assert (done.status, done.stderr) == (0, "")
+    assert f"records are in {tmp_path}" in done.stdout
+    assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_parquet_is_made_of_all_records_at_the_end(
+    certify: Certify, samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certify(samples[0], *FAST, "--out", tmp_path)
+    done = certify(*samples[:2], *FAST, "--out", tmp_path, "--format", "parquet")
+    assert done.status == 0, done.stderr
+    table = pyarrow.parquet.read_table(tmp_path / "certificates.parquet")
+    assert table["image"].to_pylist() == [record["image"] for record in records(tmp_path)]
+    assert table["attention_votes"].to_pylist() == [
+        record["attention"]["votes"] for record in records(tmp_path)
+    ]
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    asked = (samples[0], *FAST, "--out", tmp_path, "--format", "parquet")
+    assert "pip install 'fvit[parquet]'" in certify(*asked).refusal
+    assert "give --out" in certify(samples[0], *FAST, "--format", "parquet").refusal
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_rows_of_many_images_are_printed_as_tables_are_full(
+    certify: Certify, samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "PAGE", 2)
+    for _ in range(2):  # the second time they are there already
+        done = certify(*samples[:5], *FAST, "--out", tmp_path)
+        assert done.stdout.count("class radius") == 3
+        assert all(sample.stem in done.stdout for sample in samples[:5])
+
+
+def test_of_many_images_only_those_under_way_are_in_memory(
+    certify: Certify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pixels and certificates both."""
+    alive, most = Counter[str](), Counter[str]()
+
+    def counted(kind: str, make: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*arguments: Any, **named: Any) -> Any:
+            one = make(*arguments, **named)
+            alive[kind] += 1
+            most[kind] = max(most[kind], alive[kind])
+            weakref.finalize(one, alive.subtract, {kind: 1})
+            return one
+
+        return made
+
+    monkeypatch.setattr(run, "read_image", counted("picture", run.read_image))
+    monkeypatch.setattr(Certificate, "of", counted("certificate", Certificate.of))
+    for number in range(40):
+        Image.new("RGB", (64, 64), (6 * number, 80, 120)).save(tmp_path / f"{number}.png")
+    assert certify(tmp_path, "--n", "24", "--alpha", "0.3", "--quiet").status == 0
+    assert 1 <= most["picture"] <= 12 and 1 <= most["certificate"] <= 12
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (("{image}", "--ray"), None),
+        (("--ray", "{image}"), None),
+        (("{image}", "--ray", "--n", "40"), None),
+        (("--ray", "head:6379", "{image}"), "head:6379"),
+        (("{image}", "--ray", "auto"), "auto"),
+        (("{image}", "--ray=10.0.0.1:6379"), "10.0.0.1:6379"),
+    ],
+)
+def test_ray_may_stand_by_itself_or_before_an_address(
+    certify: Certify, samples: list[Path], monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...],
+    address: str | None,
+) -> None:  # fmt: skip
+    asked: list[Any] = []
+
+    class Cluster:
+        def __init__(self, bundle: Path, **named: Any) -> None:
+            asked.append(named["address"])
+            raise FvitError("no further")
+
+    monkeypatch.setattr("fvit.cluster.driver.Cluster", Cluster)
+    done = certify(*(word.format(image=samples[0]) for word in words))
+    assert done.refusal == "error: no further"
+    assert asked == [address]
+
+
 # In processes of their own: what a system does to a command.
 
 
@@ -374,8 +578,10 @@ def test_commands_say_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interruption_keeps_what_is_done_and_says_so(
     demo_bundle: Path, samples: list[Path], tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    process = started("certify", demo_bundle, *samples, "--n", "64", "--out", tmp_path)
-    file = tmp_path / NAME
+    asked = (*samples, "--n", "64", "--out", tmp_path / "out", "--summary", tmp_path / "s.json")
+    process = started("certify", demo_bundle, *asked)
+    out = tmp_path / "out"
+    file = out / NAME
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > 1):
         try:
             process.wait(timeout=0.1)
@@ -384,12 +590,14 @@ def test_an_interruption_keeps_what_is_done_and_says_so(
     process.send_signal(number)
     done = ended(process)
     assert (done.status, done.stderr) == (status, "interrupted\n")
-    kept = records(tmp_path)
+    kept = records(out)
     assert 1 <= len(kept) < len(samples)
     assert samples[0].stem in done.stdout
-    assert f"records and pictures are in {tmp_path}" in done.stdout
-    assert len(list(tmp_path.glob("*.png"))) >= len(kept)
-    assert not list(tmp_path.glob(".*.part")) and not (tmp_path / LOCK).exists()
+    assert f"records and pictures are in {out}" in done.stdout
+    assert len(list(out.glob("*.png"))) >= len(kept)
+    assert not list(out.glob(".*.part")) and not (out / LOCK).exists()
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert (said["records"], said["left"]) == (len(kept), len(samples) - len(kept))
 
 
 def test_a_full_disk_leaves_nothing_half_done(demo_bundle: Path, samples: list[Path], tmp_path: Path) -> None:
