@@ -22,7 +22,7 @@ from fvit.certificates.terms import Terms
 from fvit.demo.data import compositions
 from fvit.runtime.images import Picture
 
-FIXED, MOST, RADIUS, SEED = 250, 10_000, 0.2, 20250102
+FIXED, MOST, RADIUS, SEED = 250, 1000, 0.2, 20250102
 
 
 def measured(vit: fvit.FaithfulViT, pictures: list[Picture], terms: Terms) -> dict[str, Any]:
