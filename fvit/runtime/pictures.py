@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fvit.certificates.claims import AttentionClaim
 from fvit.certificates.record import Certificate
+from fvit.commands import one_line
 from fvit.extras import require
 from fvit.runtime.drawing import draw_map, map_radius
 from fvit.runtime.faithful import FaithfulViT
@@ -21,6 +23,7 @@ from fvit.runtime.noise import noisy_copies, philox_key
 from fvit.runtime.plain import classify_plain
 
 PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
+LONGEST_LABEL = 40
 INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"
 
 
@@ -38,7 +41,7 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
     pixels = picture.pixels.astype(np.float32) / np.float32(255)
     logits, attribution = classify_plain(vit, picture.pixels[None])
-    plain_label = vit.bundle.manifest.labels[int(logits[0].argmax())]
+    plain_label = _shown(vit.bundle.manifest.labels[int(logits[0].argmax())])
 
     figure_module = require("matplotlib.figure", **PLOTS)
     require("matplotlib.backends.backend_agg", **PLOTS)
@@ -67,9 +70,10 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     for line, (words, certified) in enumerate(in_words(certificate)):
         figure.text(
             0.5, 0.125 - 0.085 * line, words, ha="center", va="center", fontsize=13.5,
-            color=INK if certified else PALE,
+            color=INK if certified else PALE, parse_math=False,
         )  # fmt: skip
-    with written_whole(file) as part:
+    with written_whole(file) as part, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box stands for it
         figure.savefig(part, format="png")
 
 
@@ -91,7 +95,7 @@ def in_words(certificate: Certificate) -> list[tuple[str, bool]]:
     if of_class.abstained:
         first = f"class: no majority is certain ({sure})"
     else:
-        first = f"class {of_class.label}: stays within ℓ₂ radius {of_class.radius_l2:.2f} ({sure})"
+        first = f"class {_shown(of_class.label)}: stays within ℓ₂ radius {of_class.radius_l2:.2f} ({sure})"
     if attention.abstained:
         second = f"explanation: the top {attention.k} tokens are not certified"
     else:
@@ -103,9 +107,15 @@ def in_words(certificate: Certificate) -> list[tuple[str, bool]]:
     return [(first, not of_class.abstained), (second, not attention.abstained)]
 
 
+def _shown(label: str | None) -> str:
+    """A label, which may hold anything, on one line that is not too long."""
+    line = one_line(label or "")
+    return line if len(line) <= LONGEST_LABEL else f"{line[: LONGEST_LABEL - 1]}…"
+
+
 def _show(axes: Any, pixels: NDArray[np.floating], title: str) -> None:
     axes.imshow(np.clip(pixels.transpose(1, 2, 0), 0, 1), interpolation="nearest")
-    axes.set_title(title, fontsize=13, color=INK, pad=7)
+    axes.set_title(title, fontsize=13, color=INK, pad=7, parse_math=False)
     axes.set_axis_off()
 
 
