@@ -37,5 +37,5 @@ triton: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,openvino,plots,parquet,ray,serve,dev]'
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,openvino,plots,parquet,ray,evaluate,serve,dev]'
 	touch $@

@@ -49,6 +49,11 @@ def verify() -> NoReturn:
     run("fvit.runtime.verifying")
 
 
+def evaluate() -> NoReturn:
+    """fvit-evaluate."""
+    run("fvit.evaluation.cli")
+
+
 def export() -> NoReturn:
     """fvit-export."""
     run("fvit.export.cli")

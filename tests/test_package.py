@@ -44,7 +44,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_runtime_loads_no_torch() -> None:
-    code = "import fvit.runtime.cli, fvit.runtime.verifying, fvit.engines.onnxruntime"
+    code = "import fvit.runtime.cli, fvit.runtime.verifying, fvit.evaluation.cli, fvit.engines.onnxruntime"
     assert loaded_by(code, ("torch", "fvit.export")) == []
 
 

@@ -36,8 +36,7 @@ class Data:
 
     def some(self, limit: int | None) -> list[Sample]:
         """All samples, or as many of them, in an order that is drawn once for all: whatever has been done
-        when a
-        run is stopped is a random part."""
+        when a run is stopped is a random part."""
         order = np.random.default_rng(0).permutation(len(self.samples))
         return [self.samples[place] for place in order[:limit]]
 

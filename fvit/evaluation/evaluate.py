@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from threading import Lock
@@ -25,10 +25,10 @@ from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.figures import Row, Rows
 from fvit.evaluation.keeping import Kept
 from fvit.evaluation.masks import fitted
-from fvit.evaluation.measures import MODELS, Measures
-from fvit.evaluation.measuring import measure
+from fvit.evaluation.measures import MODELS, Explanation, Measures
+from fvit.evaluation.measuring import explained_class, measure
 from fvit.evaluation.metrics import VOID, Mask
-from fvit.evaluation.mosaics import OF_NO_CLASS, fours, mosaic_row
+from fvit.evaluation.mosaics import fours, mosaic_row
 from fvit.evaluation.perturbing import mosaic
 from fvit.evaluation.rows import row_of
 from fvit.evaluation.tables import mosaic_tables, tables
@@ -107,30 +107,33 @@ class Evaluation:
 
     def run(self) -> None:
         """Measure every image that is not measured yet."""
-        with self._watched("evaluating", len(self.samples)) as advance:
-            for seen, (certificate, measures) in self._each(self._read_all(advance), self._evaluated):
+        with (
+            self._watched("evaluating", len(self.samples)) as advance,
+            closing(self._each(self._read_all(advance), self._evaluated)) as done,
+        ):
+            for seen, (certificate, measures) in done:
                 self._add(seen, certificate, measures)
                 advance()
-        groups = [] if self._explanation in OF_NO_CLASS else list(fours(self._pointed))
-        if groups:
+        if groups := self._groups():
             with (
                 Journal(self.journal.folder / MOSAICS) as journal,
                 self._watched("mosaics", len(groups)) as advance,
+                closing(self._each(groups, lambda group: self._mosaic(group, journal))) as rows,
             ):
-                for _, row in self._each(groups, lambda group: self._mosaic(group, journal)):
+                for _, row in rows:
                     self._of_mosaics.add(row)
                     advance()
 
     def tables(self) -> dict[str, Any]:
         """Everything that the images which are done came to; at least one must be."""
-        counted = self.counted
+        counted, manifest = self.counted, self.vit.bundle.manifest
         models = MODELS if self.kept.asked.perturbed_n else MODELS[:1]
         found: dict[str, Any] = {
             "fvit": version("fvit"),
             "bundle": self.vit.bundle.digest,
-            "explanation": self._explanation,
+            "explanation": manifest.explanation,
             "engine": self.vit.engine,
-            "labels": self.vit.bundle.manifest.labels,
+            "labels": manifest.labels,
             "asked": self.kept.asked.model_dump(exclude_none=True, exclude={"secret", "bundle"}),
             "data": {"layout": self.data.layout, **vars(counted)},
             **tables(
@@ -138,6 +141,9 @@ class Evaluation:
                 masked=counted.masked > 0,
             ),
         }  # fmt: skip
+        if manifest.explained is not None:
+            one = manifest.explained
+            found["explained"] = manifest.labels[one] if isinstance(one, int) else one
         if len(self._of_mosaics):
             found["mosaics"] = mosaic_tables(self._of_mosaics.figures(), radii=self.radii)
         return found
@@ -151,9 +157,17 @@ class Evaluation:
         except OSError as error:
             raise FvitError(f"cannot write {file}: {error.strerror}") from error
 
-    @property
-    def _explanation(self) -> str:
-        return self.vit.bundle.manifest.explanation
+    def _groups(self) -> list[list[tuple[Sample, int]]]:
+        """The images of each mosaic, and their classes; none where the explanation knows no class."""
+        explained = self.vit.bundle.manifest.explained
+        if explained is None:
+            return []
+        groups = fours(self._pointed)
+        return [
+            group
+            for group in groups
+            if explained == "predicted" or explained in {index for _, index in group}
+        ]
 
     def _read_all(self, advance: Callable[[], Any]) -> Iterator[Seen]:
         """Each image once, when it is its turn; of those that are left out it is said why."""
@@ -231,12 +245,20 @@ class Evaluation:
         picture = replace(self.vit.read(pixels.transpose(1, 2, 0)), name=f"mosaic of {names}")
         certificate = self._certified(picture, journal)
         logits, attribution = classify_plain(self.vit, pixels[None])
+        said: dict[Explanation, int] = {
+            "plain": int(logits[0].argmax()),
+            "smoothed": certificate.class_.index,
+        }
+        manifest = self.vit.bundle.manifest
         return mosaic_row(
-            [index for _, index in group], certificate, plain_index=int(logits[0].argmax()),
-            plain_attribution=attribution[0].astype(np.float64), radii=self.radii,
+            [index for _, index in group], certificate,
+            explained={name: explained_class(manifest, index) for name, index in said.items()},
+            plain=attribution[0].astype(np.float64), radii=self.radii,
         )  # fmt: skip
 
-    def _each(self, given: Iterable[Given], work: Callable[[Given], Found]) -> Iterator[tuple[Given, Found]]:
+    def _each(
+        self, given: Iterable[Given], work: Callable[[Given], Found]
+    ) -> Generator[tuple[Given, Found], None, None]:
         """What is given with what came of it, in its order; some are worked on at a time."""
         most = at_once(self.terms, rows=self.vit.rows)
         under_way: deque[tuple[Given, Future[Found]]] = deque()
@@ -268,8 +290,7 @@ class Evaluation:
 
 def radii_of(terms: Terms) -> list[float]:
     """Every tenth of σ from 0 to beyond the largest class radius that n copies can give, which is where all
-    of
-    them agree."""
+    of them agree."""
     lower, _ = fixed_bounds(terms.n, terms.n, level=terms.class_level)
     largest = class_radius(float(lower), sigma=terms.sigma)
     steps = int(largest / (STEP * terms.sigma)) + 2

@@ -27,6 +27,11 @@ ANY_ALPHA = 0.5
 def plain_shares(vit: FaithfulViT, pixels: Pixels) -> Floats:
     """The classifier's probabilities, with no copies drawn."""
     logits, _ = classify_plain(vit, pixels)
+    return probabilities_of(logits)
+
+
+def probabilities_of(logits: NDArray[np.float32]) -> Floats:
+    """[B,C]."""
     return np.asarray(softmax(logits.astype(np.float64), axis=1))
 
 

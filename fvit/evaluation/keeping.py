@@ -24,6 +24,9 @@ from fvit.runtime.images import Picture
 
 NAME = "measures.jsonl"
 
+HEADS = (b'{"bundle":"', b'{"image":"')
+"""How the first line begins, and every other, by which a line that was cut off is told from what is none."""
+
 
 class Asked(Part):
     """What every image of an evaluation is asked; the first line of the file.
@@ -99,9 +102,8 @@ class Kept:
         return None if place is None else Measures.model_validate_json(os.pread(self._opened, *place))
 
     def append(self, measures: Measures) -> None:
-        """Write one line and push it to the disk. Raises FvitError where that fails, and nothing of it is
-        in the
-        file then."""
+        """Write one line and push it to the disk. Raises FvitError where that fails, and nothing of it is in
+        the file then."""
         try:
             self._write(measures)
         except OSError as error:
@@ -109,28 +111,31 @@ class Kept:
 
     def _begin(self, asked: Asked) -> Asked:
         """What the file says that is asked, and where its lines lie."""
-        with os.fdopen(os.dup(self._opened), "rb") as opened:
-            lines = opened.readlines()
-        if lines and not lines[-1].endswith(b"\n"):
-            os.ftruncate(self._opened, sum(map(len, lines[:-1])))
-            lines.pop()
-        if not lines:
+        begun, end = None, 0
+        with os.fdopen(os.dup(self._opened), "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if _is_torn(line, HEADS[number > 1]):
+                    os.ftruncate(self._opened, end)
+                    break
+                if begun is None:
+                    begun = self._begun(line, asked)
+                else:
+                    self._places[_key(self._measures(line, number))] = (len(line), end)
+                end += len(line)
+        if begun is None:
+            begun = asked
             if asked.seed is None:
-                asked = asked.model_copy(update={"secret": secrets.token_hex(32)})
-            self._write(asked)
-            return asked
-        begun = self._begun(lines[0], asked)
-        start = len(lines[0])
-        for number, line in enumerate(lines[1:], start=2):
-            try:
-                measures = Measures.model_validate_json(line)
-            except ValidationError as error:
-                raise FvitError(
-                    f"{self.file}, line {number} is no line of fvit-evaluate: choose another --out or mend it"
-                ) from error
-            self._places[_key(measures)] = (len(line), start)
-            start += len(line)
+                begun = asked.model_copy(update={"secret": secrets.token_hex(32)})
+            self._write(begun)
         return begun
+
+    def _measures(self, line: bytes, number: int) -> Measures:
+        try:
+            return Measures.model_validate_json(line)
+        except ValidationError as error:
+            raise FvitError(
+                f"{self.file}, line {number} is no line of fvit-evaluate: choose another --out or mend it"
+            ) from error
 
     def _begun(self, line: bytes, asked: Asked) -> Asked:
         try:
@@ -164,3 +169,7 @@ class Kept:
 
 def _key(measures: Measures) -> Key:
     return Key(measures.pixels_sha256, None if measures.mask is None else measures.mask.sha256, measures.seed)
+
+
+def _is_torn(line: bytes, head: bytes) -> bool:
+    return not line.endswith(b"\n") and (line.startswith(head) or head.startswith(line))

@@ -15,8 +15,7 @@ from fvit.runtime.images import reason_of
 
 FORMATS = {"PNG": (".png",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "PPM": (".pgm",)}
 """Of what is read, as Pillow names it, and what such files are called: a JPEG's values are not those that
-were
-drawn."""
+were drawn."""
 
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 

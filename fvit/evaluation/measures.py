@@ -34,8 +34,9 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Judged(Part):
-    """What a model says of an image: the class with the largest probability, or share of the copies, and that
-    of the class that it says of the image as it is."""
+    """What a model says of an image: the class with the largest probability, or share of the copies; and the
+    share of the class that is explained, which is what the model says of the image as it is unless the bundle
+    always explains the same class."""
 
     index: Index
     share: Share
@@ -94,14 +95,15 @@ class Masked(Part):
 class Measures(Part):
     """All measures of one image.
 
-    seed: of its certificate. plain: what the classifier says of the image as it is. attribution: its
-    explanation there, [N], to six digits.
+    seed: of its certificate. plain, smoothed: what the classifier and the copies of the certificate say of
+    the image as it is. attribution: the classifier's explanation there, [N], to six digits.
     """
 
     image: str
     pixels_sha256: Digest
     seed: Annotated[int, Field(ge=0, lt=2**64)]
     plain: Judged
+    smoothed: Judged
     attribution: Annotated[tuple[Share, ...], Row]
     curves: Annotated[tuple[Curve, ...], Row]
     removals: Annotated[tuple[Removal, ...], Row]

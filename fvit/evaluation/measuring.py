@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fvit.certificates.claims import AttentionClaim, top_tokens
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import UNIT
-from fvit.evaluation.judging import Judge, plain_shares, smoothed_shares
+from fvit.evaluation.judging import Judge, plain_shares, probabilities_of, smoothed_shares
 from fvit.evaluation.measures import (
     EXPLANATIONS,
     ORDERS,
@@ -31,6 +31,7 @@ from fvit.evaluation.measures import (
 )
 from fvit.evaluation.metrics import OBJECT, VOID, Mask, Overlap, covered, removed_counts, segmented
 from fvit.evaluation.perturbing import FILLS, Fill, filling, without
+from fvit.runtime.bundle import Manifest
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.plain import classify_plain
@@ -46,11 +47,10 @@ def measure(
     vit: FaithfulViT, picture: Picture, mask: Mask | None, certificate: Certificate, *, copies: int
 ) -> Measures:
     """All measures of an image. mask: [H,W] of the bundle's size, not all of it void. copies: of each image
-    that lacks tokens, for
-    the smoothed model; none where it is not to be asked. The same picture, mask and certificate give the same
-    measures."""
+    that lacks tokens, for the smoothed model; none where it is not to be asked. The same picture, mask and
+    certificate give the same measures."""
     logits, attributions = classify_plain(vit, picture.pixels[None])
-    attribution = attributions[0].astype(np.float64)
+    attribution, probabilities = attributions[0].astype(np.float64), probabilities_of(logits)[0]
     explanations: dict[Explanation, Floats] = {
         "plain": attribution, "smoothed": mean_attribution(certificate.attention)
     }  # fmt: skip
@@ -59,7 +59,14 @@ def measure(
         judges["smoothed"] = partial(
             smoothed_shares, vit, sigma=certificate.sigma, n=copies, seed=certificate.seed
         )
-    said: dict[Model, int] = {"plain": int(logits[0].argmax()), "smoothed": certificate.class_.index}
+    untouched: dict[Model, Floats] = {
+        "plain": probabilities,
+        "smoothed": shares_of(certificate, classes=len(probabilities)),
+    }
+    explained = {
+        model: explained_class(vit.bundle.manifest, int(shares.argmax()))
+        for model, shares in untouched.items()
+    }
     orders = _orders(explanations)
     sets = certified_sets(certificate)
     curves, removals = [], []
@@ -68,14 +75,15 @@ def measure(
         chosen = [tokens for each in orders.values() for tokens in each] + list(sets.values())
         perturbed = without(picture.pixels, filled, chosen, grid=certificate.attention.grid)
         for model, judge in judges.items():
-            judged = [_judged(shares, said[model]) for shares in judge(perturbed)]
+            judged = [_judged(shares, explained[model]) for shares in judge(perturbed)]
             curves += _curves(orders, judged, fill=fill, model=model)
             removals += _removals(sets, judged[len(judged) - len(sets) :], fill=fill, model=model)
     return Measures(
         image=picture.name,
         pixels_sha256=picture.pixels_sha256,
         seed=certificate.seed,
-        plain=_judged(plain_shares(vit, picture.pixels[None])[0], said["plain"]),
+        plain=_judged(untouched["plain"], explained["plain"]),
+        smoothed=_judged(untouched["smoothed"], explained["smoothed"]),
         attribution=tuple(_kept(value) for value in attribution),
         curves=tuple(curves),
         removals=tuple(removals),
@@ -86,6 +94,20 @@ def measure(
 def mean_attribution(claim: AttentionClaim) -> Floats:
     """[N]: the mean attribution of the copies, the smoothed explanation of Hu et al. (ICML 2024)."""
     return np.asarray(claim.sums) / (claim.copies * UNIT)
+
+
+def shares_of(certificate: Certificate, *, classes: int) -> Floats:
+    """[C]: the share of a certificate's copies that have each class."""
+    shares = np.zeros(classes)
+    for index, count in certificate.class_.counts.items():
+        shares[int(index)] = count / certificate.copies
+    return shares
+
+
+def explained_class(manifest: Manifest, said: int) -> int:
+    """The class that a bundle's explanation of an image speaks for, of which a model says a class: that one,
+    unless the bundle always explains the same."""
+    return manifest.explained if isinstance(manifest.explained, int) else said
 
 
 def certified_sets(certificate: Certificate) -> dict[Tokens, Chosen]:
@@ -173,8 +195,8 @@ def _removals(
     ]
 
 
-def _judged(shares: Floats, said: int) -> Judged:
-    return Judged(index=int(shares.argmax()), share=_kept(shares[said]))
+def _judged(shares: Floats, explained: int) -> Judged:
+    return Judged(index=int(shares.argmax()), share=_kept(shares[explained]))
 
 
 def _cut(overlap: Overlap) -> Cut:

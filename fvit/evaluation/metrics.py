@@ -38,7 +38,7 @@ def removed_counts(tokens: int) -> tuple[int, ...]:
 def area_under(curve: Floats) -> Floats:
     """[..., 10] values at 0 … 9 tenths removed -> [...]: the area under the curve by the trapezoid rule, as
     [1] has it: 0.9 for a curve that is 1 throughout."""
-    return np.asarray(trapezoid(curve, dx=1 / TENTHS))
+    return np.asarray(trapezoid(np.asarray(curve, np.float64), dx=1 / TENTHS))
 
 
 # --- tokens and pixels -----------------------------------------------------------------------------

@@ -1,18 +1,18 @@
 """The grid pointing game (Böhle, Fritz & Schiele, CVPR 2021): four images of different classes in one. How
-much
-of a class's explanation lies on its image?"""
+much of a class's explanation lies on its image?"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fvit.certificates.record import Certificate
-from fvit.evaluation.figures import Row
+from fvit.evaluation.figures import Key, Row
+from fvit.evaluation.measures import Explanation
 from fvit.evaluation.measuring import mean_attribution
 from fvit.evaluation.metrics import covered
 from fvit.evaluation.perturbing import quarters
@@ -20,9 +20,6 @@ from fvit.evaluation.rows import NONE
 
 Item = TypeVar("Item")
 Floats = NDArray[np.float64]
-
-OF_NO_CLASS = ("attention", "rollout")
-"""Explanations that are the same whatever class is to be explained."""
 
 FOUR = 4
 
@@ -42,34 +39,32 @@ def mosaic_row(
     classes: Sequence[int],
     certificate: Certificate,
     *,
-    plain_index: int,
-    plain_attribution: Floats,
+    explained: Mapping[Explanation, int],
+    plain: Floats,
     radii: Sequence[float],
 ) -> Row:
     """One mosaic's part of every figure.
 
-    classes: of its quarters. Explained is the class that the model sees in the mosaic: where it is none of
-    the four there is no quarter to ask for. plain_index, plain_attribution [N]: what the plain classifier
-    says.
+    classes: of its quarters. explained: the classes that are explained; where one is none of the four there
+    is no quarter to ask for. plain: [N], the plain explanation.
     """
     claim = certificate.attention
     rows, columns = certificate.size
-    regions = np.zeros((FOUR, rows, columns), np.bool_)
-    for region, place in zip(regions, quarters(rows, columns), strict=True):
+    of_class: dict[int, Floats] = {}
+    for index, place in zip(classes, quarters(rows, columns), strict=True):
+        region = np.zeros((rows, columns), np.bool_)
         region[place] = True
-    quarter = {index: covered(region, claim.grid) for index, region in zip(classes, regions, strict=True)}
-    inside = {"plain": quarter.get(plain_index), "smoothed": quarter.get(certificate.class_.index)}
-    shares = {"plain": plain_attribution, "smoothed": mean_attribution(claim)}
-    parts: dict[tuple[str | float, ...], tuple[float, float]] = {}
-    for name, attribution in shares.items():
-        of = inside[name]
-        parts["explained", name] = (of is not None, 1)
-        parts["in its quarter", name] = (
-            NONE if of is None else (float(attribution @ of / attribution.sum()), 1)
-        )
-    of = inside["smoothed"]
+        of_class[index] = covered(region, claim.grid)
+    parts: dict[Key, tuple[float, float]] = {}
+    attributions: dict[Explanation, Floats] = {"plain": plain, "smoothed": mean_attribution(claim)}
+    for name, attribution in attributions.items():
+        quarter = of_class.get(explained[name])
+        share = NONE if quarter is None else (float(attribution @ quarter / attribution.sum()), 1)
+        parts["explained", name] = (quarter is not None, 1)
+        parts["in its quarter", name] = share
+    quarter = of_class.get(explained["smoothed"])
     for radius in radii:
-        sides = claim.map(radius).ravel() > 0
-        count = int(sides.sum()) if of is not None else 0
-        parts["in its quarter", "certified in", radius] = NONE if of is None else (float(sides @ of), count)
+        inside = claim.map(radius).ravel() > 0
+        share = NONE if quarter is None else (float(inside @ quarter), int(inside.sum()))
+        parts["in its quarter", "certified in", radius] = share
     return parts

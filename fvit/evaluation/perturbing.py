@@ -25,7 +25,7 @@ def filling(pixels: Pixels, fill: Fill, *, grid: tuple[int, int]) -> Pixels:
         mean = np.rint(pixels.mean(axis=(1, 2), keepdims=True)).astype(np.uint8)
         return np.broadcast_to(mean, pixels.shape)
     sides = (pixels.shape[1] / grid[0], pixels.shape[2] / grid[1])
-    blurred = gaussian_filter(pixels.astype(np.float64), sigma=(0, *sides), mode="nearest")
+    blurred = gaussian_filter(pixels.astype(np.float64), sigma=(0, *sides))
     return np.rint(blurred).astype(np.uint8)
 
 

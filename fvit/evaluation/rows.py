@@ -20,8 +20,7 @@ NONE = (0.0, 0.0)
 CLAIMS = ("class", "attention", "both")
 ASKED = ("accuracy", "kept", "share")
 """Of what a model says of a perturbed image: whether it is the label; whether it is what the model says of
-the
-image as it is; and the share of that class."""
+the image as it is; and the share of the class that is explained."""
 
 UNTOUCHED = "none"
 """The set of tokens that is empty."""
@@ -29,7 +28,7 @@ UNTOUCHED = "none"
 
 def row_of(label: int | None, certificate: Certificate, measures: Measures, *, radii: Sequence[float]) -> Row:
     """radii: at which it is asked what is certified. Every image has the same keys."""
-    said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": smoothed_judged(certificate)}
+    said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": measures.smoothed}
     return dict(
         [
             *_certified(label, certificate, measures, radii),
@@ -40,12 +39,6 @@ def row_of(label: int | None, certificate: Certificate, measures: Measures, *, r
             *_localised(certificate, measures, radii),
         ]
     )
-
-
-def smoothed_judged(certificate: Certificate) -> Judged:
-    """What the copies of a certificate say."""
-    of_class = certificate.class_
-    return Judged(index=of_class.index, share=of_class.counts[str(of_class.index)] / certificate.copies)
 
 
 def models_of(measures: Measures) -> list[Model]:
@@ -148,8 +141,7 @@ def _segmentation(mask: Masked | None) -> Iterator[Part]:
 
 def _localised(certificate: Certificate, measures: Measures, radii: Sequence[float]) -> Iterator[Part]:
     """Of the tokens that are certified in, how many touch the object; of as many that the plain explanation
-    has
-    first; and of as many of any."""
+    has first; and of as many of any."""
     plain = np.asarray(measures.attribution)
     touching = np.zeros(len(plain), np.bool_)
     if measures.mask is not None:

@@ -114,7 +114,7 @@ def _segmentation(figures: Figures, explanation: str) -> Json:
 
 
 def in_short(found: Json, *, sigma: float) -> Table:
-    """A row a figure of those that one looks at first. sigma: radii are told at 0, σ and 2σ."""
+    """A row a figure of those that one looks at first: at radius 0, σ and 2σ, and filled with the mean."""
     drawn = Table(title=f"{found['data']['evaluated']:,} images, 95 % intervals")
     for heading in ("", "value", "from", "to", "images"):
         drawn.add_column(heading, justify="right" if heading else "left")
@@ -136,11 +136,12 @@ def in_short(found: Json, *, sigma: float) -> Table:
                 add(f"{words} at {row['radius']:g}, {claim}", row[claim])
     what = "accuracy" if "accuracy" in found else "kept"
     for curve in found["curves"]:
-        of = ", ".join(curve[name] for name in ("explanation", "order", "fill"))
-        add(f"AUC of {what}, {of}, {curve['model']} model", curve[what]["auc"])
+        if curve["fill"] == "mean":
+            words = f"{curve['order']} AUC of {what}, {curve['explanation']}, {curve['model']} model"
+            add(words, curve[what]["auc"])
     for removal in found["certified_deletion"]:
         if removal["fill"] == "mean":
-            add(f"{what} without certified: {removal['tokens']}, {removal['model']} model", removal[what])
+            add(f"{what} without {removal['tokens']}, {removal['model']} model", removal[what])
     for row in found.get("segmentation", []):
         for name in ("pixel_accuracy", "mIoU", "mAP"):
             add(f"{name.replace('_', ' ')}, {row['explanation']}", row[name])

@@ -25,8 +25,7 @@ QUALITY = 70
 
 def write_thumbnail(vit: FaithfulViT, picture: Picture, certificate: Certificate, *, folder: Path) -> None:
     """Write thumbnails/SHA-256 of the pixels.webp in a folder, whole or not at all; raises FvitError where
-    that
-    fails."""
+    that fails."""
     key = philox_key(picture.pixels_sha256, size=certificate.size, seed=certificate.seed)
     noisy = noisy_copies(picture.pixels, range(1), sigma=certificate.sigma, key=key)
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([certificate.sigma], np.float32))

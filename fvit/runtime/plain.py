@@ -14,7 +14,8 @@ ROWS = 16
 
 
 def classify_plain(vit: FaithfulViT, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-    """[B,3,H,W] of the bundle's size -> logits [B,C], attribution [B,N]. A row depends on its own image alone."""
+    """[B,3,H,W] of the bundle's size -> logits [B,C], attribution [B,N]. A row depends on its own image
+    alone."""
     outputs = [
         vit.pipeline.classify(_resized(pixels[first : first + ROWS], vit.bundle.manifest.classifier_size))
         for first in range(0, len(pixels), ROWS)

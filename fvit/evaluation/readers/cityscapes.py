@@ -28,12 +28,12 @@ OBJECTS = range(24, 34)
 
 def cityscapes(place: Path, *, on_skip: OnSkip) -> Data:
     """All images of PLACE, or, where `place` is PLACE/leftImg8bit/SPLIT, of a split. They have no labels:
-    several
-    classes are on each. Raises FvitError where an image has no mask, and as find_images."""
-    root = next(folder.parent for folder in (place / IMAGES, *_upwards(place)) if folder.name == IMAGES)
-    inside = place / IMAGES if root == place else place
+    several classes are on each. Raises FvitError where an image has no mask, and as find_images."""
+    if (place / IMAGES).is_dir():
+        place = place / IMAGES
+    root = next(folder.parent for folder in _upwards(place) if folder.name == IMAGES)
     samples = []
-    for file in find_images([inside], recursive=True, on_skip=on_skip):
+    for file in find_images([place], recursive=True, on_skip=on_skip):
         path = Path(file)
         name = path.name.replace(f"_{IMAGES}", f"_{MASKS}_labelIds")
         mask = root / MASKS / path.relative_to(root / IMAGES).with_name(name).with_suffix(".png")

@@ -1,6 +1,5 @@
 """Class folders, as torchvision's ImageFolder has them: PLACE/CLASS/image.png. Images that lie in PLACE
-itself
-have no label."""
+itself have no label."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def image_masks(place: Path, *, names: Sequence[str], on_skip: OnSkip) -> Data:
     labels_of.
     """
     images, masks = place / IMAGES, place / MASKS
-    there = {stem_of(file): file for file in masks.rglob("*") if file.suffix.lower() in SUFFIXES}
+    there = {stem_of(file): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES}
     files = find_images([images], recursive=True, on_skip=on_skip)
     labels = labels_in_folders(files, images, names=names)
     samples = []

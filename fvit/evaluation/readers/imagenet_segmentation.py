@@ -1,6 +1,5 @@
-"""ImageNet-Segmentation (Guillaumin, Küttel & Ferrari, IJCV 2014): gtsegs_ijcv.mat, a MATLAB 7.3 file,
-which is
-HDF5.
+"""ImageNet-Segmentation (Guillaumin, Küttel & Ferrari, IJCV 2014): gtsegs_ijcv.mat, a MATLAB 7.3 file, which
+is HDF5.
 
 `value/img` and `value/gt` refer to one image and one cell of one mask each, `value/id` to the name of the
 image, which begins with its WordNet synset. MATLAB counts down columns, so arrays lie there with their axes

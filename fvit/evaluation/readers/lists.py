@@ -19,8 +19,8 @@ from fvit.runtime.labels import labels_of
 
 def csv_list(source: Path, *, names: Sequence[str]) -> Data:
     """Images in the order of the lines. Paths are relative to the CSV's folder; a line may leave its mask
-    empty.
-    Labels are what labels_of takes. Raises FvitError where it cannot be read or a line lacks its file."""
+    empty. Labels are what labels_of takes. Raises FvitError where it cannot be read or a line lacks its
+    file."""
     files, masks, labelled = _lines(source)
     labels: Sequence[int | None] = [None] * len(files)
     if labelled:

@@ -26,9 +26,8 @@ def filled_polygon(corners: NDArray[np.float64], shape: tuple[int, int]) -> NDAr
 
 
 def runs_of_text(text: str) -> list[int]:
-    """The lengths of runs that COCO packs into text: six bits a character, five of a number's, lowest
-    first, and
-    one that says whether more follow; from the fourth number on, its difference from the last but one.
+    """The lengths of runs that COCO packs into text: six bits a character, five of a number's, lowest first,
+    and one that says whether more follow; from the fourth number on, its difference from the last but one.
 
     Raises ValueError for what is no such text.
     """
@@ -52,8 +51,7 @@ def runs_of_text(text: str) -> list[int]:
 
 def filled_runs(runs: Sequence[int], shape: tuple[int, int]) -> NDArray[np.bool_]:
     """[H,W]: runs of pixels down the columns, the first of them outside, then in turn. Raises ValueError
-    where
-    they are not as many pixels as the image has."""
+    where they are not as many pixels as the image has."""
     height, width = shape
     if any(run < 0 for run in runs) or sum(runs) != height * width:
         raise ValueError(f"its runs are not of {height * width} pixels")
