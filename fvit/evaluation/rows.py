@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fvit.certificates.claims import top_tokens
 from fvit.certificates.record import Certificate
@@ -14,6 +15,9 @@ from fvit.evaluation.metrics import TENTHS, THRESHOLDS, area_under
 from fvit.evaluation.perturbing import FILLS
 
 Part = tuple[Key, tuple[float, float]]
+Sides = NDArray[np.int8]
+"""[N]: 1 where a token is certified in, −1 where out, 0 where open."""
+
 NONE = (0.0, 0.0)
 """The part of an image that has none."""
 
@@ -29,14 +33,15 @@ UNTOUCHED = "none"
 def row_of(label: int | None, certificate: Certificate, measures: Measures, *, radii: Sequence[float]) -> Row:
     """radii: at which it is asked what is certified. Every image has the same keys."""
     said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": measures.smoothed}
+    sides = {radius: certificate.attention.map(radius).ravel() for radius in radii}
     return dict(
         [
             *_certified(label, certificate, measures, radii),
-            *_map(certificate, radii),
+            *_map(sides),
             *_curves(label, said, measures),
             *_removals(label, said, measures),
             *_segmentation(measures.mask),
-            *_localised(certificate, measures, radii),
+            *_localised(sides, measures),
         ]
     )
 
@@ -67,11 +72,10 @@ def _certified(
             yield ("certified accuracy", claim, radius), (it and right, 1) if known else NONE
 
 
-def _map(certificate: Certificate, radii: Sequence[float]) -> Iterator[Part]:
-    for radius in radii:
-        sides = certificate.attention.map(radius)
-        yield ("map", "in", radius), (float((sides > 0).mean()), 1)
-        yield ("map", "out", radius), (float((sides < 0).mean()), 1)
+def _map(sides: Mapping[float, Sides]) -> Iterator[Part]:
+    for radius, side in sides.items():
+        yield ("map", "in", radius), (float((side > 0).mean()), 1)
+        yield ("map", "out", radius), (float((side < 0).mean()), 1)
 
 
 def _asked(judged: Judged, said: Judged, label: int | None) -> dict[str, tuple[float, float]]:
@@ -139,20 +143,16 @@ def _segmentation(mask: Masked | None) -> Iterator[Part]:
             yield from (((name, explanation, at), part) for name, part in zip(names, parts, strict=True))
 
 
-def _localised(certificate: Certificate, measures: Measures, radii: Sequence[float]) -> Iterator[Part]:
+def _localised(sides: Mapping[float, Sides], measures: Measures) -> Iterator[Part]:
     """Of the tokens that are certified in, how many touch the object; of as many that the plain explanation
     has first; and of as many of any."""
-    plain = np.asarray(measures.attribution)
-    touching = np.zeros(len(plain), np.bool_)
+    first = top_tokens(np.asarray(measures.attribution), len(measures.attribution))
+    touching = np.zeros(len(first), np.bool_)
     if measures.mask is not None:
         touching[list(measures.mask.tokens)] = True
-    for radius in radii:
-        inside = certificate.attention.map(radius).ravel() > 0
+    for radius, side in sides.items():
+        inside = side > 0
         count = int(inside.sum()) if measures.mask is not None else 0
-        first = top_tokens(plain, count)
-        yield (
-            ("on the object", "certified in", radius),
-            (int((inside & touching).sum()), count),
-        )
-        yield ("on the object", "plain", radius), (int(touching[first].sum()), count)
+        yield ("on the object", "certified in", radius), (int((inside & touching).sum()), count)
+        yield ("on the object", "plain", radius), (int(touching[first[:count]].sum()), count)
         yield ("on the object", "any", radius), (count * float(touching.mean()), count)
