@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from fvit.errors import FvitError
 from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.runtime.images import reason_of
+from fvit.runtime.inputs import open_plain
 
 FORMATS = {"PNG": (".png",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "PPM": (".pgm",)}
 """Of what is read, as Pillow names it, and what such files are called: a JPEG's values are not those that
@@ -30,7 +31,7 @@ def read_values(file: str | Path, shape: tuple[int, int]) -> NDArray[np.uint8]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of metadata, and of sizes: these are checked
-            with Image.open(file, formats=list(FORMATS)) as opened:
+            with open_plain(str(file)) as data, Image.open(data, formats=list(FORMATS)) as opened:
                 check_shape((opened.height, opened.width), shape, name=str(file))
                 if opened.mode not in ("1", "L", "P"):
                     raise FvitError(

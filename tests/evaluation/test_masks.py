@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,10 @@ def test_what_is_no_mask_is_refused_in_one_line(tmp_path: Path) -> None:
         read_values(tmp_path / "colour.png", (2, 2))
     for name in ("lossy.jpg", "broken.png", "absent.png"):
         with pytest.raises(FvitError, match=f"{name} cannot be read as a mask"):
+            read_values(tmp_path / name, (2, 2))
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, said in (("pipe.png", "cannot be read as a mask"), ("/dev/zero", "is a device")):
+        with pytest.raises(FvitError, match=said):
             read_values(tmp_path / name, (2, 2))
     with pytest.raises(FvitError, match="is a mask of 2×2 pixels, and its image, turned upright, has 3×2"):
         read_values(saved(tmp_path, [[0, 1], [1, 0]]), (2, 3))

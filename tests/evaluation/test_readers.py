@@ -7,6 +7,8 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -14,6 +16,8 @@ from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.layouts import find_data
 from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID
+from fvit.evaluation.readers.outlines import filled_polygon, filled_runs, runs_of_text
+from tests.fuzz.trying import tried
 
 NAMES = ("cat", "dog", "n02084071")
 
@@ -243,14 +247,62 @@ def test_runs_that_coco_packs_into_text(tmp_path: Path) -> None:
     drawn[2:7, 3:9] = 1
     drawn[4, 5] = 0
     drawn[8, 11] = 1
-    packed = "m05400MM0330000h0L"
+    text = "m05400MM0330000h0L"
     content = json.loads(json.dumps(OF_COCO))
     content["images"] = [{"id": 7, "file_name": "1.jpg", "height": 9, "width": 12}]
     content["annotations"] = [
-        {"image_id": 7, "category_id": 17, "segmentation": {"counts": packed, "size": [9, 12]}}
+        {"image_id": 7, "category_id": 17, "segmentation": {"counts": text, "size": [9, 12]}}
     ]
     (sample,) = found(coco(tmp_path, content)).samples
     assert np.array_equal(mask_of(sample, (9, 12)), drawn)
+
+
+def packed(runs: list[int]) -> str:
+    """Run lengths as COCO's text: the other way round."""
+    text = ""
+    for place, run in enumerate(runs):
+        left = run - (runs[place - 2] if place > 2 else 0)
+        while True:
+            bits, left = left & 31, left >> 5
+            last = left == (-1 if bits & 16 else 0)
+            text += chr(48 + bits + (0 if last else 32))
+            if last:
+                break
+    return text
+
+
+@tried(60)
+@given(st.lists(st.integers(0, 10**6), max_size=20))
+def test_packed_runs_come_out_as_they_went_in(runs: list[int]) -> None:
+    assert runs_of_text(packed(runs)) == runs
+
+
+@tried(60)
+@given(st.text(max_size=30), st.integers(1, 8), st.integers(1, 8))
+def test_any_text_is_a_mask_or_refused(text: str, rows: int, columns: int) -> None:
+    try:
+        assert filled_runs(runs_of_text(text), (rows, columns)).shape == (rows, columns)
+    except ValueError as error:
+        assert str(error)
+
+
+CORNERS = st.lists(st.tuples(*[st.floats(-1e6, 1e6)] * 2), min_size=3, max_size=8)
+
+
+@tried(60)
+@given(CORNERS, st.integers(1, 6), st.integers(1, 6))
+def test_any_polygon_has_the_pixels_that_it_surrounds_an_odd_number_of_times(
+    corners: list[tuple[float, float]], rows: int, columns: int
+) -> None:
+    """Counted for each pixel: the edges that a ray from its centre to the left meets."""
+    drawn = filled_polygon(np.array(corners), (rows, columns))
+    for row in range(rows):
+        for column in range(columns):
+            x, y, met = column + 0.5, row + 0.5, 0
+            for (x0, y0), (x1, y1) in zip(corners, corners[1:] + corners[:1], strict=True):
+                if (y0 <= y) != (y1 <= y):
+                    met += x0 + (y - y0) / (y1 - y0) * (x1 - x0) < x
+            assert drawn[row, column] == met % 2
 
 
 def test_where_polygons_overlap_is_inside_and_a_hole_is_not(tmp_path: Path) -> None:

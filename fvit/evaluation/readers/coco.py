@@ -21,6 +21,7 @@ from fvit.evaluation.masks import check_shape
 from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.evaluation.readers.outlines import filled_polygon, filled_runs, runs_of_text
 from fvit.runtime.images import reason_of
+from fvit.runtime.inputs import open_plain
 
 ANNOTATIONS = "annotations"
 PREFIX = "instances_"
@@ -114,7 +115,8 @@ def _only_file(place: Path) -> Path:
 
 def _parsed(file: Path) -> Instances:
     try:
-        return Instances.model_validate(json.loads(file.read_bytes()))
+        with open_plain(str(file)) as opened:
+            return Instances.model_validate(json.load(opened))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
