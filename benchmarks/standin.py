@@ -8,12 +8,14 @@ what is bright. Everything else is as in any bundle.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import onnx
 import typer
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from fvit.runtime.bundle import Manifest, seal, write_bundle
@@ -43,11 +45,12 @@ def _denoiser() -> onnx.ModelProto:
         numpy_helper.from_array(np.array(value, np.float32), name)
         for name, value in (("none", 0), ("one", 1))
     ]
-    image = ["batch", 3, SIDE, SIDE]
+    rows: list[str | int] = ["batch"]
+    image = [*rows, 3, SIDE, SIDE]
     return _model(
         nodes,
         limits,
-        inputs={"noisy": image, "sigma": ["batch"], "timestep": ["batch"]},
+        inputs={"noisy": image, "sigma": rows, "timestep": rows},
         outputs={"images": image},
     )
 
@@ -80,19 +83,18 @@ def _model(
     nodes: list[onnx.NodeProto],
     constants: list[onnx.TensorProto],
     *,
-    inputs: dict[str, list[str | int]],
-    outputs: dict[str, list[str | int]],
+    inputs: Mapping[str, Sequence[str | int]],
+    outputs: Mapping[str, Sequence[str | int]],
 ) -> onnx.ModelProto:
-    def infos(tensors: dict[str, list[str | int]]) -> list[onnx.ValueInfoProto]:
-        return [
-            helper.make_tensor_value_info(*each[:1], TensorProto.FLOAT, each[1]) for each in tensors.items()
-        ]
-
-    graph = helper.make_graph(nodes, "stand-in", infos(inputs), infos(outputs), constants)
+    taken, given = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, sides) for name, sides in tensors.items()]
+        for tensors in (inputs, outputs)
+    )
+    graph = helper.make_graph(nodes, "stand-in", taken, given, constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
-def pictures(count: int, *, seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def pictures(count: int, *, seed: int) -> NDArray[np.uint8]:
     """[M,8,8,3]: images of one strong colour and some bright tokens each."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 120, (count, SIDE, SIDE, 3), np.uint8)

@@ -55,7 +55,7 @@ def agreeing(tally: Tally, copies: int) -> Tally:
 def model() -> Iterator[FaithfulViT]:
     pipeline = SimpleNamespace(
         image_size=MANIFEST.image_size, schedule=MANIFEST.schedule, classes=2, tokens=OF_64_TOKENS.tokens,
-        engine="agreeing", close=lambda: None,
+        engine="agreeing", precision="fp32", close=lambda: None,
     )  # fmt: skip
     with FaithfulViT(Bundle(Path("b"), OF_64_TOKENS, "b" * 64), pipeline, [Agreeing()], device="cpu") as vit:  # type: ignore[arg-type]
         yield vit

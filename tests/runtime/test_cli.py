@@ -27,6 +27,7 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
 from fvit.runtime import cli, pictures, run
+from fvit.runtime.images import read_image
 from fvit.runtime.journal import LOCK, NAME, Journal
 from tests.commands import Ended, ended, here, obey_modes, started
 
@@ -535,7 +536,7 @@ def test_of_many_images_only_those_under_way_are_in_memory(
 
         return made
 
-    monkeypatch.setattr(run, "read_image", counted("picture", run.read_image))
+    monkeypatch.setattr(run, "read_image", counted("picture", read_image))
     monkeypatch.setattr(Certificate, "of", counted("certificate", Certificate.of))
     for number in range(40):
         Image.new("RGB", (64, 64), (6 * number, 80, 120)).save(tmp_path / f"{number}.png")

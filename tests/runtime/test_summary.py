@@ -29,7 +29,7 @@ def summary(terms: Terms = TERMS, *, labelled: bool = True, images: int = 4) -> 
     return Summary(terms, images, radii=[0.0, 0.3], asked=True, labelled=labelled)
 
 
-CASES = [
+CASES: list[tuple[dict[str, Any], int]] = [
     ({"radius_l2": 0.5}, 0),
     ({"radius_l2": 0.3}, 1),
     ({"radius_l2": 0.2}, 0),
