@@ -46,7 +46,7 @@ def cases(models: list[str]) -> list[tuple[str, str, str]]:
     """(model, explanation, precision)."""
     found = []
     for model in models:
-        explanations = OF_LAST_BLOCK if model.startswith("swin") else EXPLANATIONS
+        explanations = OF_LAST_BLOCK if model.startswith("swin") else tuple(EXPLANATIONS)
         if model in (ADM, LARGE):
             explanations = ("attention",) if model == LARGE else ("",)
         found += [(model, e, precision) for precision in ("fp32", "fp16") for e in explanations]

@@ -61,6 +61,7 @@ def export_bundle(
     diffusion: Diffusion,
     denoiser_name: str,
     explanation: str = "attention",
+    explained: int | None = None,
     image_size: int | None = None,
     precision: str = "fp32",
     calibration: Path | None = None,
@@ -68,6 +69,7 @@ def export_bundle(
 ) -> dict[str, Exported]:
     """Export both graphs, check them against torch, and seal the bundle.
 
+    explained: the class that the explanation explains, each copy's own prediction unless told.
     image_size: of the copies, the denoiser's training size unless told; the classifier gets its own
     size, by resizing. precision: fp32, fp16 or int8; int8 is calibrated on the images of a folder, or
     on the demo's. on_progress is told what is being done. The torch modules are left in the precision
@@ -78,19 +80,20 @@ def export_bundle(
     side = image_size or diffusion.image_size
     check_size(diffusion.unet, side)
     size = (side, side)
-    explained = ExplainedClassifier(classifier, explanation=explanation)
-    denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explained.size)
+    explaining = ExplainedClassifier(classifier, explanation=explanation, explained=explained)
+    denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explaining.size)
     try:
         manifest = Manifest(
             classifier=classifier_name,
             denoiser=denoiser_name,
             labels=labels,
             image_size=size,
-            classifier_size=explained.size,
-            grid=explained.grid,
-            mean=tuple(explained.mean.flatten().tolist()),
-            std=tuple(explained.std.flatten().tolist()),
+            classifier_size=explaining.size,
+            grid=explaining.grid,
+            mean=tuple(explaining.mean.flatten().tolist()),
+            std=tuple(explaining.std.flatten().tolist()),
             explanation=explanation,
+            explained="predicted" if explaining.needs_gradients and explained is None else explained,
             precision=kind,
             prediction=diffusion.prediction,
             alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
@@ -108,7 +111,7 @@ def export_bundle(
     draw = torch.Generator().manual_seed(0)
     noisy = _noisy_example(diffusion.schedule, size=size, draw=draw)
     # A graph with a backward pass keeps this batch.
-    images = {"images": torch.rand(ROWS, 3, *explained.size, generator=draw)}
+    images = {"images": torch.rand(ROWS, 3, *explaining.size, generator=draw)}
     half = kind == "fp16"
     with write_bundle(folder) as temporary:
         graphs = {name: temporary / name for name in (DENOISER, CLASSIFIER)}
@@ -117,11 +120,11 @@ def export_bundle(
         report = {DENOISER: Exported(error)}
         on_progress(f"exporting {classifier_name}")
         error = export_graph(
-            explained,
+            explaining,
             images,
             outputs=("logits", "attribution"),
             graph=graphs[CLASSIFIER],
-            backward=explained.needs_gradients,
+            backward=explaining.needs_gradients,
             half=half,
         )
         report[CLASSIFIER] = Exported(error)

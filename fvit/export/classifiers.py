@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.data import ImageNetInfo, infer_imagenet_subset, resolve_model_data_config
+from timm.layers import DiffAttention
 from timm.models.beit import Beit
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
@@ -18,17 +21,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from fvit.errors import FvitError
-from fvit.export import explanations
 from fvit.export.checkpoints import load_tensors, read_tensors
-from fvit.export.explanations import EXPLANATIONS, OF_LAST_BLOCK
+from fvit.export.explanations import EXPLANATIONS, OF_A_CLASS, OF_LAST_BLOCK, normalised
+from fvit.export.explanations.integration import Attended, integrals
+from fvit.export.explanations.propagation import propagate
+from fvit.export.explanations.seen import Seen
+from fvit.export.explanations.tape import Tape
+from fvit.export.explanations.windows import unwindow
 from fvit.export.precision import halve
 
 FAMILIES: dict[Any, str] = {
     VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
     Beit: "BEiT and BEiT v2",
     Eva: "EVA, EVA-02 and DINOv3",
-    SwinTransformer: "Swin (attention, gradcam)",
-    SwinTransformerV2: "Swin v2 (attention, gradcam)",
+    SwinTransformer: f"Swin ({', '.join(OF_LAST_BLOCK)})",
+    SwinTransformerV2: f"Swin v2 ({', '.join(OF_LAST_BLOCK)})",
 }
 """timm's classes with softmax attention over tokens, which export."""
 
@@ -40,31 +47,23 @@ class ExplainedClassifier(nn.Module):
     """images [B,3,h,w] float32 in [0,1] -> logits [B,C], attribution [B,N], both float32.
 
     Normalisation is inside, with the model's own mean and std from timm's data config. Attention
-    probabilities are materialised in the blocks that the explanation reads; the others keep their
-    fused form. Raises FvitError for a model of no known family, one without a classification head,
-    and an unknown explanation.
+    probabilities are materialised in the blocks that the explanation reads, and in all where it
+    differentiates; others keep their fused form. explained: the class whose logit is explained, each
+    image's own predicted class unless told. Raises FvitError for a model of no known family, one without
+    a classification head, an unknown explanation, one that the model does not have, and an explained
+    class where there is none.
     """
 
     mean: Tensor
     std: Tensor
     readout: Tensor
 
-    def __init__(self, model: Any, *, explanation: str = "attention") -> None:
+    def __init__(self, model: Any, *, explanation: str = "attention", explained: int | None = None) -> None:
         super().__init__()
-        families: Any = tuple(FAMILIES)
-        if not isinstance(model, families):
-            raise FvitError(
-                f"{type(model).__name__} is no model with softmax attention over tokens; "
-                f"what exports: {'; '.join(FAMILIES.values())}"
-            )
-        if getattr(model, "attn_pool", None) is not None:
-            raise FvitError("this model pools its tokens by attention, which no explanation here reads yet")
-        if not model.num_classes:
-            raise FvitError("this model has no classification head: give a fine-tuned --classifier-weights")
-        if explanation not in EXPLANATIONS:
-            raise FvitError(f"explanation '{explanation}' is unknown: use one of {', '.join(EXPLANATIONS)}")
+        _check(model, explanation=explanation, explained=explained)
         self.model = model.eval()
         self.explanation = explanation
+        self.explained = explained
         self.dtype = torch.float32
         config = resolve_model_data_config(model)
         # The data config speaks of the pretrained model; the image size may have been chosen anew.
@@ -73,11 +72,6 @@ class ExplainedClassifier(nn.Module):
         self.register_buffer("std", torch.tensor(config["std"]).view(1, 3, 1, 1))
         self._windows: dict[str, tuple[int, int]] = {}
         if isinstance(model, WINDOWED):
-            if explanation not in OF_LAST_BLOCK:
-                raise FvitError(
-                    f"{explanation} follows one sequence of tokens through all blocks, and "
-                    f"{type(model).__name__} merges tokens between stages: use {' or '.join(OF_LAST_BLOCK)}"
-                )
             blocks = model.layers[-1].blocks[-1:]
             self.prefix, self.grid = 0, tuple(blocks[0].input_resolution)
             self._windows = {
@@ -93,15 +87,27 @@ class ExplainedClassifier(nn.Module):
             readout = _readout(model, tokens=self.grid[0] * self.grid[1])
         self.register_buffer("readout", readout)
         self._taps, self._heads = [], [block.attn.num_heads for block in blocks]
+        if self._needs:
+            # Traced operator by operator, a fused form ends in a layout that makes the projection after it
+            # a product with as many copies of its weights as there are rows.
+            for module in model.modules():
+                if hasattr(module, "fused_attn"):
+                    module.fused_attn = False
         for block in blocks:
             block.attn.fused_attn = False
             block.attn.attn_drop = Tap()
             self._taps.append(block.attn.attn_drop)
+            if "integrals" in self._needs:
+                Attended.replace(block)
 
     @property
     def needs_gradients(self) -> bool:
-        """Whether the backward pass is part of the function."""
-        return self.explanation in explanations.FROM_GRADIENTS
+        """Whether something is differentiated inside the function."""
+        return bool(self._needs)
+
+    @property
+    def _needs(self) -> frozenset[str]:
+        return EXPLANATIONS[self.explanation].needs
 
     @property
     def _windows_of_an_image(self) -> int:
@@ -117,34 +123,56 @@ class ExplainedClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = ((images - self.mean) / self.std).to(self.dtype)
-        where: dict[str, Any] = {"readout": self.readout, "prefix": self.prefix}
-        if not self.needs_gradients:
-            logits = self.model(pixels)
-            maps = [tap.caught.float() for tap in self._taps]
-            relevance = explanations.FROM_ATTENTION[self.explanation](maps, **where)
-        else:
-            logits, maps, gradients = self._with_gradients(pixels)
-            relevance = explanations.FROM_GRADIENTS[self.explanation](maps, gradients, **where)
+        logits, caught = self._with_gradients(pixels) if "gradients" in self._needs else self._caught(pixels)
+        seen = Seen(
+            readout=self.readout,
+            prefix=self.prefix,
+            windows=self._windows_of_an_image,
+            **{name: [each.float() for each in tensors] for name, tensors in caught.items()},
+        )
+        relevance = EXPLANATIONS[self.explanation].relevance(seen)
         if self._windows:
-            relevance = explanations.unwindow(relevance, **self._windows)
-        return logits.float(), explanations.normalised(relevance)
+            relevance = unwindow(relevance, **self._windows)
+        return logits.float(), normalised(relevance)
 
-    def _with_gradients(self, pixels: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Logits, maps, and the gradients of each image's largest logit with respect to its maps.
+    def _with_gradients(self, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """`_caught`, and the gradients of each image's explained logit with respect to its maps.
 
         Rows do not mix, so one backward pass from the sum of the logits serves the whole batch.
         """
         tokens, maps = len(self.readout), len(pixels) * self._windows_of_an_image
         zeros = tuple(pixels.new_zeros(maps, heads, tokens, tokens) for heads in self._heads)
 
-        def predicted(shifts: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, list[Tensor]]]:
+        def explained(shifts: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, dict[str, list[Tensor]]]]:
             for tap, shift in zip(self._taps, shifts, strict=True):
                 tap.shift = shift
-            logits = self.model(pixels)
-            return logits.amax(dim=1).sum(), (logits, [tap.caught for tap in self._taps])
+            logits, caught = self._caught(pixels)
+            return self._explained(logits).sum(), (logits, caught)
 
-        gradients, (logits, maps) = torch.func.grad(predicted, has_aux=True)(zeros)
-        return logits, [each.float() for each in maps], [each.float() for each in gradients]
+        gradients, (logits, caught) = torch.func.grad(explained, has_aux=True)(zeros)
+        return logits, caught | {"gradients": list(gradients)}
+
+    def _caught(self, pixels: Tensor) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Logits, and by its name in `Seen` what one forward pass shows: the maps, and their relevances
+        or integrals where the explanation needs them."""
+        with Tape(pixels) if self._needs & {"relevances", "integrals"} else nullcontext() as tape:
+            logits = self.model(pixels)
+        maps = [tap.caught for tap in self._taps]
+        if tape is None:
+            return logits, {"maps": maps}
+        # Of the class that is explained 1, of the others 0.
+        seeds = torch.func.grad(lambda logits: self._explained(logits).sum())(logits)
+        if "relevances" in self._needs:
+            relevances = propagate(
+                tape.calls, logits=logits, seeds=seeds.float(), maps=maps, model=_name(self.model)
+            )
+            return logits, {"maps": maps, "relevances": relevances}
+        rows = integrals(self.model, tape.calls, maps=maps, seeds=seeds, prefix=self.prefix)
+        return logits, {"maps": maps, "integrals": rows}
+
+    def _explained(self, logits: Tensor) -> Tensor:
+        """[B]: the logit that is explained."""
+        return logits.amax(dim=1) if self.explained is None else logits[:, self.explained]
 
 
 class Tap(nn.Module):
@@ -157,8 +185,8 @@ class Tap(nn.Module):
         self.shift: Any = None
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        self.caught = probabilities
-        return probabilities if self.shift is None else probabilities + self.shift
+        self.caught = probabilities if self.shift is None else probabilities + self.shift
+        return self.caught
 
 
 def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool = True) -> nn.Module:
@@ -214,6 +242,79 @@ def class_labels(model: Any, *, file: Path | None) -> tuple[str, ...]:
         return tuple(str(index) for index in range(model.num_classes))
     names = ImageNetInfo(subset)
     return tuple(names.index_to_description(index) for index in range(model.num_classes))
+
+
+def class_named(labels: Sequence[str], name: str) -> int:
+    """The index of the class whose label is `name`, whole or up to its first comma, or which is `name`
+    itself where no label is.
+
+    Raises FvitError where there is none (with the nearest labels), or several are called so.
+    """
+    first = [label.partition(",")[0] for label in labels]
+    for called in (labels, first, list(map(str, range(len(labels))))):
+        found = [index for index, label in enumerate(called) if label == name]
+        if len(found) > 1:
+            raise FvitError(f"classes {', '.join(map(str, found))} are all called '{name}': give an index")
+        if found:
+            return found[0]
+    near = difflib.get_close_matches(name[:200], first, n=3, cutoff=0.6)
+    hint = f"did you mean {', '.join(near)}?" if near else f"use a label or an index below {len(labels)}"
+    raise FvitError(f"no class is called '{name[:200]}': {hint}")
+
+
+def _check(model: Any, *, explanation: str, explained: int | None) -> None:
+    """Raise FvitError where this model cannot be explained so."""
+    name = _name(model)
+    families: Any = tuple(FAMILIES)
+    if not isinstance(model, families):
+        raise FvitError(
+            f"{name} is no model with softmax attention over tokens; "
+            f"what exports: {'; '.join(FAMILIES.values())}"
+        )
+    if explanation not in EXPLANATIONS:
+        raise FvitError(f"explanation '{explanation}' is unknown: use one of {', '.join(EXPLANATIONS)}")
+    if getattr(model, "attn_pool", None) is not None:
+        raise FvitError(
+            f"{name} pools its tokens by an attention of its own after the last block, which no explanation "
+            "here reads: use a model whose head reads a class token or averages the patches"
+        )
+    if not model.num_classes:
+        raise FvitError(f"{name} has no classification head: give a fine-tuned --classifier-weights")
+    if explained is not None and explanation not in OF_A_CLASS:
+        raise FvitError(
+            f"{explanation} is the same for every class: use one of {', '.join(OF_A_CLASS)}, or explain none"
+        )
+    if explained is not None and not 0 <= explained < model.num_classes:
+        raise FvitError(f"class {explained} cannot be explained: {name} has {model.num_classes} classes")
+    if isinstance(model, WINDOWED):
+        if explanation not in OF_LAST_BLOCK:
+            raise FvitError(
+                f"{explanation} follows one sequence of tokens through all blocks, and {name} merges "
+                f"tokens between stages: use one of {', '.join(OF_LAST_BLOCK)}"
+            )
+        return
+    for block in model.blocks:
+        if not hasattr(block, "attn") or isinstance(block.attn, DiffAttention):
+            raise FvitError(
+                f"{name} has no attention map that explanations could read: its {type(block).__name__} "
+                "computes attention together with other things, or as a difference of two"
+            )
+    if explanation == "attribution-rollout":
+        if str(model.global_pool) != "token" or not model.num_prefix_tokens:
+            raise FvitError(
+                f"attribution-rollout integrates over what a class token sees, and the head of {name} reads "
+                "the patches: use gradient-rollout or transformer-attribution"
+            )
+        if any(getattr(block.attn, "gate", None) is not None for block in model.blocks):
+            raise FvitError(
+                f"attribution-rollout scales attention, and {name} gates what attention gives: use "
+                "gradient-rollout or transformer-attribution"
+            )
+
+
+def _name(model: Any) -> str:
+    """timm's name of a model, or its class."""
+    return getattr(model, "pretrained_cfg", {}).get("architecture") or type(model).__name__
 
 
 def _readout(model: Any, *, tokens: int) -> Tensor:

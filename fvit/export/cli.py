@@ -58,8 +58,19 @@ def model(
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = True,
     explanation: Annotated[
-        str, typer.Option(help="attention, rollout, gradcam or gradient-rollout.")
+        str,
+        typer.Option(
+            help="attention, rollout, gradient-attention, gradcam, gradient-rollout, attribution-rollout, "
+            "lrp or transformer-attribution."
+        ),
     ] = "attention",
+    explain: Annotated[
+        str,
+        typer.Option(
+            help="The class that is explained, except by attention and rollout: predicted (each copy's "
+            "own), a label, or an index."
+        ),
+    ] = "predicted",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
     ] = None,
@@ -81,7 +92,7 @@ def model(
     _require()
     from fvit.export.adm import load_adm
     from fvit.export.bundles import export_bundle
-    from fvit.export.classifiers import class_labels, load_classifier
+    from fvit.export.classifiers import class_labels, class_named, load_classifier
     from fvit.export.denoisers import load_diffusers
 
     is_file = Path(denoiser).is_file()
@@ -100,6 +111,7 @@ def model(
             diffusion=diffusion,
             denoiser_name=denoiser,
             explanation=explanation,
+            explained=None if explain == "predicted" else class_named(named, explain),
             image_size=image_size,
             precision=precision,
             calibration=calibration,

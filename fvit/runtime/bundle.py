@@ -65,7 +65,9 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 class Manifest(BaseModel):
     """What fvit.json says. Sizes are (rows, columns); mean and std are per channel of [0,1] images, already
-    applied inside the classifier graph; files maps each file to its SHA-256.
+    applied inside the classifier graph; explained is the class whose logit the explanation explains, each
+    copy's own prediction or one index for all, and None where the explanation is the same for every class;
+    files maps each file to its SHA-256.
 
     Raises pydantic's ValidationError where a field is missing, of another type or out of its range, or
     fields contradict one another.
@@ -82,6 +84,7 @@ class Manifest(BaseModel):
     mean: PerChannel
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     explanation: Name
+    explained: Literal["predicted"] | Annotated[int, Field(ge=0)] | None = None
     precision: Literal["fp32", "fp16", "int8"]
     prediction: Literal["epsilon", "v_prediction", "sample"]
     # Below 1e-30 the noise of a step is no finite number of pixels in every arithmetic used here.
@@ -104,6 +107,8 @@ class Manifest(BaseModel):
             raise ValueError(
                 f"grid {_sides(self.grid)} cannot lie on classifier_size {_sides(self.classifier_size)}"
             )
+        if isinstance(self.explained, int) and self.explained >= len(self.labels):
+            raise ValueError(f"explained {self.explained} is the index of none of {len(self.labels)} labels")
         return self
 
     @property

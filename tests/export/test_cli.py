@@ -11,6 +11,8 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
+from fvit.runtime.bundle import open_bundle
+
 
 def run(
     command: str, *arguments: object, largest_file: int | None = None
@@ -54,8 +56,11 @@ def test_a_timm_model_behind_a_local_denoiser_certifies_a_photo(denoiser: Path, 
     done = run(
         "fvit-export", "model", tmp_path / "bundle", "--classifier", "vit_tiny_patch16_224",
         "--no-pretrained", "--denoiser", denoiser, "--image-size", "64", "--explanation", "gradcam",
+        "--explain", "goldfish",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    manifest = open_bundle(tmp_path / "bundle").manifest
+    assert (manifest.explanation, manifest.explained) == ("gradcam", 1)
     photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
     done = run("fvit-certify", tmp_path / "bundle", tmp_path / "photo.jpg", "--n", "32", "--batch", "10")
@@ -87,6 +92,25 @@ def test_a_disk_that_is_full_leaves_nothing_behind(precision: str, tmp_path: Pat
     assert done.returncode == 1
     assert "cannot write" in last_line(done)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("explanation", "explain", "message"),
+    [
+        ("lrp", "goldfisch", "no class is called 'goldfisch': did you mean goldfish"),
+        ("attention", "1", "attention is the same for every class"),
+    ],
+)
+def test_a_class_that_cannot_be_explained_is_refused(
+    explanation: str, explain: str, message: str, denoiser: Path, tmp_path: Path
+) -> None:
+    done = run(
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", denoiser, "--explanation", explanation, "--explain", explain,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert message in last_line(done)
+    assert not (tmp_path / "b").exists()
 
 
 def test_adm_flags_belong_to_a_checkpoint_file(denoiser: Path, tmp_path: Path) -> None:

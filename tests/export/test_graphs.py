@@ -192,6 +192,17 @@ def test_a_graph_that_differs_from_torch_is_an_error_not_a_warning(tmp_path: Pat
         export_graph(Moody(), {"x": torch.rand(4, 2)}, outputs=("y",), graph=tmp_path / "moody.onnx")
 
 
+def test_a_graph_that_gives_no_number_is_an_error_too(tmp_path: Path) -> None:
+    class Lost(torch.nn.Module):
+        """Its first output is in order."""
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + 1, torch.log(-x)
+
+    with pytest.raises(FvitError, match="differs from torch by nan"):
+        export_graph(Lost(), {"x": torch.rand(4, 2)}, outputs=("y", "z"), graph=tmp_path / "lost.onnx")
+
+
 def test_a_folder_that_is_no_diffusers_model_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(FvitError, match="no diffusers model") as caught:
         load_diffusers(tmp_path)

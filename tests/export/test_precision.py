@@ -18,10 +18,13 @@ from fvit.export.precision import Feeds, halve, quantise
 from fvit.runtime.noise import noisy_copies
 
 
-@pytest.mark.parametrize("explanation", ["rollout", "gradient-rollout"])
+@pytest.mark.parametrize(
+    "explanation",
+    ["rollout", "gradient-rollout", "gradcam", "attribution-rollout", "transformer-attribution"],
+)
 def test_a_half_precision_graph_stays_near_fp32_torch(explanation: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224", depth=3, img_size=64)
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64)
     explained = ExplainedClassifier(model, explanation=explanation)
     images = torch.rand(5, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     graph = tmp_path / "half.onnx"
