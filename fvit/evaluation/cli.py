@@ -90,7 +90,8 @@ def fvit_evaluate(
         )  # fmt: skip
         with Journal(out) as journal, Kept(out, asked) as kept:
             evaluation = Evaluation(
-                vit, found, terms, journal, kept, told, limit=limit, max_pixels=max_pixels
+                vit, found, terms, journal, kept, told, limit=limit, max_pixels=max_pixels,
+                stopped=commands.interrupted,
             )  # fmt: skip
             try:
                 evaluation.run()

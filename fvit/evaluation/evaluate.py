@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -77,8 +77,8 @@ class Counted:
 class Evaluation:
     """What is to do, and what came of it.
 
-    terms: without a seed; every image gets its own from what is kept. journal, kept: of one folder. limit: so
-    many images at most.
+    terms: what each image is certified on, with its own seed from what is kept. journal, kept: of one folder.
+    limit: so many images at most. stopped: whether to read no more of them.
     """
 
     def __init__(
@@ -92,10 +92,11 @@ class Evaluation:
         *,
         limit: int | None,
         max_pixels: int,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.vit, self.data, self.terms, self.told = vit, data, terms, told
         self.journal, self.kept = journal, kept
-        self.max_pixels = max_pixels
+        self.max_pixels, self._stopped = max_pixels, stopped
         self.samples = data.some(limit)
         self.counted = Counted(len(data.samples), len(self.samples))
         self.radii = radii_of(terms)
@@ -173,6 +174,8 @@ class Evaluation:
         """Each image once, when it is its turn; of those that are left out it is said why."""
         first: dict[str, str] = {}
         for sample in self.samples:
+            if self._stopped():  # many may be done already
+                raise CancelledError
             try:
                 seen = self._read(sample)
             except FvitError as error:
@@ -201,9 +204,7 @@ class Evaluation:
 
     def _picture(self, sample: Sample) -> Picture:
         size = self.vit.pipeline.image_size
-        return replace(
-            read_image(sample.image(), size=size, max_pixels=self.max_pixels), name=sample.name
-        )  # fmt: skip
+        return replace(read_image(sample.image(), size=size, max_pixels=self.max_pixels), name=sample.name)
 
     def _evaluated(self, seen: Seen) -> tuple[Certificate, Measures]:
         certificate = self._certified(seen.picture, self.journal)

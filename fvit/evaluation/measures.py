@@ -25,8 +25,8 @@ Order = Literal["positive", "negative"]
 ORDERS: tuple[Order, ...] = ("positive", "negative")
 """Which tokens are removed first: the most relevant, or the least."""
 
-Tokens = Literal["in", "out", "random", "all out", "random, as many"]
-TOKENS: tuple[Tokens, ...] = ("in", "out", "random", "all out", "random, as many")
+Tokens = Literal["in", "out", "random", "all out", "random, as all out"]
+TOKENS: tuple[Tokens, ...] = ("in", "out", "random", "all out", "random, as all out")
 """Certified in and out, equally many of both and of any; all that are certified out, and as many of any."""
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -141,7 +141,7 @@ def in_short(found: Json, *, sigma: float) -> Table:
             add(words, curve[what]["auc"])
     for removal in found["certified_deletion"]:
         if removal["fill"] == "mean":
-            add(f"{what} without {removal['tokens']}, {removal['model']} model", removal[what])
+            add(f"{what}, removed: {removal['tokens']}, {removal['model']} model", removal[what])
     for row in found.get("segmentation", []):
         for name in ("pixel_accuracy", "mIoU", "mAP"):
             add(f"{name.replace('_', ' ')}, {row['explanation']}", row[name])

@@ -6,6 +6,8 @@ import json
 import multiprocessing
 import random
 import shutil
+from collections.abc import Callable
+from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,13 @@ def asked_of(vit: FaithfulViT, *, seed: int | None, perturbed_n: int = PERTURBED
 
 
 def evaluate(
-    vit: FaithfulViT, data: Path, out: Path, *, seed: int | None = None, limit: int | None = None
+    vit: FaithfulViT,
+    data: Path,
+    out: Path,
+    *,
+    seed: int | None = None,
+    limit: int | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Run and write it; gives what was written, and what was said under "said"."""
     said = io.StringIO()
@@ -64,7 +72,9 @@ def evaluate(
     terms = vit.terms(**TERMS)  # type: ignore[arg-type]
     found = find_data(data, names=vit.bundle.manifest.labels)
     with Journal(out) as journal, Kept(out, asked_of(vit, seed=seed)) as kept:
-        run = Evaluation(vit, found, terms, journal, kept, told, limit=limit, max_pixels=MAX_PIXELS)
+        run = Evaluation(
+            vit, found, terms, journal, kept, told, limit=limit, max_pixels=MAX_PIXELS, stopped=stopped
+        )
         run.run()
         run.write(run.tables())
     return json.loads((out / TABLES).read_text()) | {"said": said.getvalue()}
@@ -300,6 +310,14 @@ def test_records_that_are_there_are_not_made_again(colours: FaithfulViT, tmp_pat
 
 
 # --- stopping ------------------------------------------------------------------------------------------
+
+
+def test_a_stop_is_heard_where_everything_is_done_already(tmp_path: Path) -> None:
+    write_data(tmp_path / "data", images=2)
+    with of_colours() as vit:
+        evaluate(vit, tmp_path / "data", tmp_path / "out", seed=3)
+        with pytest.raises(CancelledError):
+            evaluate(vit, tmp_path / "data", tmp_path / "out", seed=3, stopped=lambda: True)
 
 
 def run_once(data: Path, out: Path) -> None:
