@@ -43,19 +43,19 @@ def test_a_device_that_holds_no_batch_says_so() -> None:
 
 def test_what_was_found_is_kept_for_its_key_alone(tmp_path: Path) -> None:
     file = tmp_path / "cache" / "batches.json"
-    assert remembered(file, "one", lambda: 32) == 32
-    assert remembered(file, "two", lambda: 64) == 64
-    assert [remembered(file, key, lambda: 0) for key in ("one", "two")] == [32, 64]
+    assert remembered(file, "one", lambda: 32, otherwise="guess") == 32
+    assert remembered(file, "two", lambda: 64, otherwise="guess") == 64
+    assert [remembered(file, key, lambda: 0, otherwise="guess") for key in ("one", "two")] == [32, 64]
 
 
 def test_a_damaged_memory_is_measured_anew(tmp_path: Path) -> None:
     file = tmp_path / "batches.json"
     file.write_text('{"one": 3')
-    assert remembered(file, "one", lambda: 16) == 16
-    assert remembered(file, "one", lambda: 0) == 16
+    assert remembered(file, "one", lambda: 16, otherwise="guess") == 16
+    assert remembered(file, "one", lambda: 0, otherwise="guess") == 16
 
 
 def test_a_cache_that_cannot_be_written_names_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(FvitError, match="give --batch a number"):
-        remembered(tmp_path / "cache" / "batches.json", "one", lambda: 16)
+    with pytest.raises(FvitError, match="guess$"):
+        remembered(tmp_path / "cache" / "batches.json", "one", lambda: 16, otherwise="guess")

@@ -5,10 +5,11 @@ A picture of one grey level: 1 fails its first batch; 2 loses the device that it
 
 from typing import Any
 
+from fvit.commands import serve
 from fvit.errors import DeviceLost
 from fvit.runtime.host import HostCounter
 from fvit.runtime.queue import Batch
-from fvit.service import asked, cli, life, streams
+from fvit.service import asked, life, streams
 
 FAILS_ONCE, LOSES_THE_DEVICE = 1, 2
 
@@ -31,4 +32,4 @@ if __name__ == "__main__":
     HostCounter.begin = failing  # type: ignore[method-assign,assignment,unused-ignore]
     asked.BODY_SECONDS = life.HEAD_SECONDS = 1.0
     streams.BEAT = 0.05
-    cli.main()
+    serve()
