@@ -1,18 +1,24 @@
 """From the same copies, how many tokens get a certified side by Anani et al.'s rule, how many by the map?
 
-    fvit-export demo BUNDLE --precision int8 --explanation NAME    # for each explanation
-    python -m benchmarks.outcomes BUNDLE --copies 1000
-    python -m benchmarks.maps BUNDLE...
+    python -m benchmarks.maps [--images 100]
 
 Their rule (ICML 2025) takes n0 copies to choose the side of every token, and tests it on the n − n0 others
 against one τ, at level α/N: what passes keeps its side within σΦ⁻¹(τ). A τ is chosen beforehand, so that each
 column of the table is a certificate of its own; the map is one certificate, which gives each token a radius,
 and has nine tenths of α, as in a record.
+
+Asked of every explanation that a bundle of the embedded model can carry; each copy is drawn and denoised once
+for all of them. Bundles, and the votes of each image, are kept in the work folder: a run that was stopped
+goes on.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,13 +29,20 @@ from rich.progress import track
 from scipy.special import ndtri
 from scipy.stats import binom
 
+import fvit
 from benchmarks.keeping import RESULTS, publish
-from benchmarks.outcomes import ALPHA, SIGMA, WORK, K, asked, kept
-from fvit.certificates.claims import token_bounds
+from benchmarks.outcomes import ALPHA, AT_ONCE, IMAGES_SEED, NOISE_SEED, SIDE, SIGMA, K, asked
+from fvit.certificates.bounds import fixed_bounds
 from fvit.certificates.radii import map_radii
+from fvit.certificates.tally import Tally
+from fvit.demo.data import compositions
+from fvit.errors import FvitError
 from fvit.extras import require
-from fvit.runtime.bundle import open_bundle
+from fvit.runtime.bundle import DENOISER, open_bundle
+from fvit.runtime.images import Picture
+from fvit.runtime.noise import noisy_copies, philox_key
 
+WORK = Path("build/maps")
 COPIES = (100, 400, 1000)
 SELECTION = 10
 """n0, as published."""
@@ -54,30 +67,84 @@ def theirs(chosen_from: Integers, tested: Integers, *, n0: int, n: int, tau: flo
     return np.asarray(p_values <= alpha / tested.shape[-1], np.float64)
 
 
-def measure(folder: Path, images: int) -> tuple[Integers, dict[int, Integers], dict[int, Floats]]:
-    """Of all images that have enough copies: votes [I,N] of the first copies, and at each n; and the signed
-    radii of the map [I,N] at each n."""
-    first: list[Integers] = []
-    votes: dict[int, list[Integers]] = {n: [] for n in COPIES}
-    radii: dict[int, list[Floats]] = {n: [] for n in COPIES}
-    for image in track(range(images), str(folder)):
-        outcomes = kept(folder, image)
-        if outcomes is None or len(outcomes.classes) < COPIES[-1]:
-            continue
-        for tally in outcomes.tallies((SELECTION, *COPIES)):
-            if tally.copies == SELECTION:
-                first.append(tally.votes[0].copy())
+def exported(folder: Path) -> list[Path]:
+    """A bundle of the embedded model for each explanation, in int8."""
+    from fvit.demo import models
+    from fvit.demo.data import LABELS
+    from fvit.export.bundles import export_bundle
+    from fvit.export.denoisers import load_diffusers
+    from fvit.export.explanations import EXPLANATIONS
+
+    for name in EXPLANATIONS:
+        if not (folder / name).exists():
+            export_bundle(
+                folder / name, classifier=models.load_classifier(), classifier_name="fvit-demo-vit",
+                labels=LABELS, diffusion=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet",
+                explanation=name, precision="int8", on_progress=partial(print, name),
+            )  # fmt: skip
+    return [folder / name for name in EXPLANATIONS]
+
+
+def record(vits: Sequence[fvit.FaithfulViT], picture: Picture, cores: Executor) -> list[Integers]:
+    """Of each of these, which denoise alike: [looks, N] votes of the first copies and at each n."""
+    key = philox_key(picture.pixels_sha256, size=(SIDE, SIDE), seed=NOISE_SEED)
+
+    def some(first: int) -> list[NDArray[np.float32]]:
+        noisy = noisy_copies(picture.pixels, range(first, first + AT_ONCE), sigma=SIGMA, key=key)
+        images = vits[0].pipeline.denoise(noisy, sigma=np.full(AT_ONCE, SIGMA, np.float32))
+        return [vit.pipeline.classify(images)[1] for vit in vits]
+
+    parts = list(cores.map(some, range(0, COPIES[-1], AT_ONCE)))
+    return [votes_at_looks(np.concatenate(each)) for each in zip(*parts, strict=True)]
+
+
+def votes_at_looks(attribution: NDArray[np.float32]) -> Integers:
+    """attribution [copies, N] -> [looks, N]."""
+    tally, found = Tally(1, attribution.shape[1], (K,)), []
+    for look in (SELECTION, *COPIES):
+        rows = attribution[tally.copies : look]
+        tally.add(np.zeros((len(rows), 1), np.float32), rows)
+        found.append(tally.votes[0].copy())
+    return np.array(found)
+
+
+def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Integers]:
+    """[I, looks, N] votes for each bundle."""
+    data = compositions(images, seed=IMAGES_SEED, split="held-out")
+    with ExitStack() as opened:
+        vits = {bundle: opened.enter_context(fvit.load(bundle)) for bundle in bundles}
+        if len({vit.bundle.manifest.files[DENOISER] for vit in vits.values()}) != 1:
+            raise FvitError(
+                f"the denoisers of the bundles in {work} differ: delete them, to export them again"
+            )
+        cores = opened.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
+        for i in track(range(images), "images"):
+            files = {bundle: kept_file(work, vit, i) for bundle, vit in vits.items()}
+            lacking = [bundle for bundle, file in files.items() if not file.exists()]
+            if not lacking:
                 continue
-            lower, upper = token_bounds(tally, asked(n=tally.copies), k=K)
-            votes[tally.copies].append(tally.votes[0].copy())
-            radii[tally.copies].append(map_radii(lower, upper, sigma=SIGMA))
-    if not first:
-        raise typer.BadParameter(f"{folder} has no image with {COPIES[-1]} copies: run benchmarks.outcomes")
-    return (
-        np.array(first),
-        {n: np.array(each) for n, each in votes.items()},
-        {n: np.array(each) for n, each in radii.items()},
-    )
+            picture = vits[lacking[0]].read(data.images[i])
+            found = record([vits[bundle] for bundle in lacking], picture, cores)
+            for bundle, votes in zip(lacking, found, strict=True):
+                files[bundle].parent.mkdir(parents=True, exist_ok=True)
+                with files[bundle].with_suffix(".part").open("wb") as part:
+                    np.save(part, votes)
+                files[bundle].with_suffix(".part").rename(files[bundle])
+        return {
+            bundle: np.array([np.load(kept_file(work, vit, i)) for i in range(images)])
+            for bundle, vit in vits.items()
+        }
+
+
+def kept_file(work: Path, vit: fvit.FaithfulViT, image: int) -> Path:
+    return work / vit.bundle.digest[:12] / f"{image:03}.npy"
+
+
+def radii_of(votes: Integers, *, n: int) -> Floats:
+    """votes [I,N] of n copies -> the signed radii of the map [I,N], with what a record would spend on it."""
+    terms = asked(n=n)
+    lower, upper = fixed_bounds(np.arange(n + 1), n, **terms.token_levels(K, tokens=votes.shape[1]))
+    return map_radii(lower, upper, sigma=SIGMA)[votes]
 
 
 def compared(first: Integers, votes: Integers, radii: Floats, *, n: int, tau: float) -> dict[str, float]:
@@ -92,28 +159,31 @@ def compared(first: Integers, votes: Integers, radii: Floats, *, n: int, tau: fl
     }  # fmt: skip
 
 
-def summary(bundle: Path, work: Path, images: int) -> dict[str, Any]:
+def summary(bundle: Path, votes: Integers) -> dict[str, Any]:
     opened = open_bundle(bundle)
-    first, votes, radii = measure(work / opened.digest[:12], images)
-    rows: dict[int, Any] = {}
-    for n in COPIES:
-        own = np.abs(radii[n])
+    first, rows = votes[:, 0], {}
+    for place, n in enumerate(COPIES, start=1):
+        radii = radii_of(votes[:, place], n=n)
+
+        def at(tau: float, *, n: int = n, place: int = place, radii: Floats = radii) -> dict[str, float]:
+            return compared(first, votes[:, place], radii, n=n, tau=tau)
+
         rows[n] = {
-            "own radius": {f"{q:.0%}": float(np.quantile(own, q)) for q in (0.1, 0.5, 0.9)},
-            "in": float((radii[n] > 0).mean()),
-            "out": float((radii[n] < 0).mean()),
-            "at": [compared(first, votes[n], radii[n], n=n, tau=tau) for tau in TAUS],
+            "own radius": {f"{q:.0%}": float(np.quantile(np.abs(radii), q)) for q in (0.1, 0.5, 0.9)},
+            "in": float((radii > 0).mean()),
+            "out": float((radii < 0).mean()),
+            "at": [at(tau) for tau in TAUS],
             "plotted": [
-                {name: round(float(at[name]), 5) for name in ("radius", "theirs", "ours")}
-                for at in (compared(first, votes[n], radii[n], n=n, tau=tau) for tau in FINE)
+                {name: round(float(each[name]), 5) for name in ("radius", "theirs", "ours")}
+                for each in map(at, FINE)
             ],
         }
     return {
         "explanation": opened.manifest.explanation,
         "precision": opened.manifest.precision,
         "bundle": opened.digest,
-        "images": len(first),
-        "tokens": first.shape[1],
+        "images": len(votes),
+        "tokens": votes.shape[2],
         "by n": rows,
     }
 
@@ -186,11 +256,11 @@ def plot(result: Sequence[dict[str, Any]], file: Path) -> None:
 
 
 def main(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the demo, one an explanation.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
-    work: Annotated[Path, typer.Option(help="The work folder of benchmarks/outcomes.py.")] = WORK,
+    work: Annotated[Path, typer.Option(help="Folder for bundles and for finished images.")] = WORK,
 ) -> None:
-    result = [summary(bundle, work, images) for bundle in bundles]
+    votes = recorded(exported(work), images, work)
+    result = [summary(bundle, each) for bundle, each in votes.items()]
     publish("maps", {"explanations": result}, markdown(result))
     plot(result, RESULTS / "maps.png")
 

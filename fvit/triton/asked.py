@@ -86,5 +86,7 @@ def _value(name: str, array: NDArray[Any]) -> Any:
         return array
     if name == "k":
         return array.tolist()
+    if array.size != 1:
+        raise FvitError(f"{name} has {array.size} values: give one")
     value = array.item()
     return value.decode(errors="backslashreplace") if isinstance(value, bytes) and name != "image" else value

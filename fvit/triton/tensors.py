@@ -24,20 +24,21 @@ class Kind:
 
 
 INPUTS = {
-    "image": Kind("TYPE_STRING"),
-    "pixels": Kind("TYPE_UINT8", (-1, -1, 3)),
-    "task": Kind("TYPE_STRING"),
-    "sigma": Kind("TYPE_FP64"),
-    "n": Kind("TYPE_INT64"),
-    "alpha": Kind("TYPE_FP64"),
+    "image": Kind("TYPE_STRING", (-1,)),
+    "pixels": Kind("TYPE_UINT8", (-1, -1, -1)),
+    "task": Kind("TYPE_STRING", (-1,)),
+    "sigma": Kind("TYPE_FP64", (-1,)),
+    "n": Kind("TYPE_INT64", (-1,)),
+    "alpha": Kind("TYPE_FP64", (-1,)),
     "k": Kind("TYPE_INT64", (-1,)),
-    "beta": Kind("TYPE_FP64"),
-    "radius": Kind("TYPE_FP64"),
-    "seconds": Kind("TYPE_FP64"),
-    "aggregate": Kind("TYPE_STRING"),
-    "seed": Kind("TYPE_UINT64"),
+    "beta": Kind("TYPE_FP64", (-1,)),
+    "radius": Kind("TYPE_FP64", (-1,)),
+    "seconds": Kind("TYPE_FP64", (-1,)),
+    "aggregate": Kind("TYPE_STRING", (-1,)),
+    "seed": Kind("TYPE_UINT64", (-1,)),
 }
-"""All of them optional, because a task takes some of them."""
+"""All of them optional, because a task takes some of them; and of any size, because a request that Triton
+itself refuses keeps its model from being unloaded (seen in 2.51, on streams)."""
 
 
 def outputs(manifest: Manifest) -> dict[str, Kind]:

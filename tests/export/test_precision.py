@@ -20,7 +20,7 @@ from fvit.runtime.noise import noisy_copies
 
 @pytest.mark.parametrize(
     "explanation",
-    ["rollout", "gradient-rollout", "gradcam", "attribution-rollout", "transformer-attribution"],
+    ["rollout", "gradient-rollout", "attribution-rollout", "transformer-attribution"],
 )
 def test_a_half_precision_graph_stays_near_fp32_torch(explanation: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -42,6 +42,25 @@ def test_a_half_precision_graph_stays_near_fp32_torch(explanation: str, tmp_path
     matrices = [t for t in written.graph.initializer if len(t.dims) == 2 and min(t.dims) > 64]
     assert matrices
     assert {t.data_type for t in matrices} == {onnx.TensorProto.FLOAT16}
+
+
+@pytest.mark.parametrize("explanation", ["gradcam", "attribution-rollout", "transformer-attribution"])
+def test_an_explained_classifier_is_quantised_whole_or_nearly(explanation: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, embed_dim=48)
+    explained = ExplainedClassifier(model, explanation=explanation)
+    images = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    graph = tmp_path / "g.onnx"
+    export_graph(explained, {"images": images}, outputs=("logits", "attribution"), graph=graph, backward=True)
+    feeds = [{"images": images.numpy()}, {"images": 1 - images.numpy()}]
+    expected = open_engine(graph, device="cpu").run(feeds[0])
+    result = quantise(graph, feeds)
+    found = open_engine(graph, device="cpu").run(feeds[0])
+    assert 0 < result.error <= 0.05
+    assert len(result.floats) <= result.layers // 2
+    assert _integer_weights(graph) >= result.layers - len(result.floats)
+    for name, value in expected.items():
+        assert np.sqrt(np.mean((found[name] - value) ** 2) / np.mean(value**2)) <= 0.05
 
 
 def test_norms_of_large_values_do_not_overflow_in_half_precision() -> None:

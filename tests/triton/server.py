@@ -19,6 +19,10 @@ HANDBOOK = Path(__file__).parents[2] / "docs" / "triton.md"
 ENVIRONMENT = Path(sys.prefix) / "triton"
 """Where make test installs nvidia-pytriton, which carries the server."""
 
+SETTLED = 20
+"""Looks at the figures, a twentieth of a second apart, at which they have to be the same: they are told four
+times a second."""
+
 LIMIT = 60.0
 """Seconds after which something hangs."""
 
@@ -89,6 +93,17 @@ class Triton:
     def until(self, name: str, good: Callable[[float], bool], *, model: str = "fvit") -> None:
         """Ask for a figure until it is good."""
         self._until(lambda: good(self.metric(name, model=model)), f"{name} stays what it is")
+
+    def until_idle(self, *, model: str = "fvit") -> None:
+        """Wait until a model computes nothing: its figures stay."""
+        seen = [0.0]
+
+        def stays() -> bool:
+            seen.append(self.metric("fvit_copies_total", model=model))
+            return len(seen) > SETTLED and len(set(seen[-SETTLED:])) == 1
+
+        self.until("fvit_rows_waiting", lambda waiting: waiting == 0, model=model)
+        self._until(stays, "copies are computed that nobody waits for")
 
     @property
     def models(self) -> list[int]:
