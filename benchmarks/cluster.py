@@ -228,15 +228,15 @@ def markdown(result: dict[str, Any]) -> str:
         "224 pixels behind the embedded denoiser, on nodes of two such cores, from the copies/s in "
         f"throughput.md and the {result['growth'] / 2:.0%} that a worker kept of its rate beside another:",
         "",
-        row("precision", ("n", "seconds an image on one node", *(f"{each} nodes" for each in NODES))),
+        row("precision", ("n", "seconds an image on one node", "1 node", *map(str, NODES[1:]))),
         row("---", ("---" for _ in range(2 + len(NODES)))),
         *(
             row(
                 each["precision"],
                 (
                     f"{each['copies']:,}",
-                    f"{each['seconds_an_image']:.0f}",
-                    *(f"{hours:,.0f} h" for hours in each["hours"].values()),
+                    f"{each['seconds_an_image']:.3g}",
+                    *(f"{hours:,.1f} h" for hours in each["hours"].values()),
                 ),
             )
             for each in result["imagenet"]
