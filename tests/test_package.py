@@ -28,6 +28,8 @@ HEAVY = (
     "fastapi",
     "uvicorn",
     "prometheus_client",
+    "ray",
+    "pyarrow",
 )
 RUN_CODE = {"dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml"}
 
@@ -43,9 +45,9 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert loaded_by("import fvit", HEAVY) == []
 
 
-def test_the_runtime_loads_no_torch() -> None:
+def test_the_runtime_loads_no_torch_and_what_an_option_needs_when_it_is_given() -> None:
     code = "import fvit.runtime.cli, fvit.runtime.verifying, fvit.evaluation.cli, fvit.engines.onnxruntime"
-    assert loaded_by(code, ("torch", "fvit.export")) == []
+    assert loaded_by(code, ("torch", "fvit.export", "ray", "pyarrow", "matplotlib")) == []
 
 
 def test_certificates_can_be_read_and_verified_without_the_runtime() -> None:
