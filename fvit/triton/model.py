@@ -22,7 +22,7 @@ from fvit.errors import FvitError
 from fvit.runtime.images import Picture
 from fvit.runtime.loading import ON_CPU, load
 from fvit.service.limits import check_waiting
-from fvit.service.problems import Kind, Problem
+from fvit.service.problems import Kind, Problem, stopping
 from fvit.triton import BUNDLE
 from fvit.triton.asked import COPIES, Request
 from fvit.triton.metrics import Metrics
@@ -51,15 +51,17 @@ class TritonPythonModel:
             device += ":" + args["model_instance_device_id"]
         self._streams = bool(config.get("model_transaction_policy", {}).get("decoupled"))
         try:
-            self._most_copies, self._most_waiting = _limit(told, "max_n"), _limit(told, "max_waiting")
+            self._most_copies, self._most_waiting, self._drain = (
+                _limit(told, name) for name in ("max_n", "max_waiting", "drain")
+            )
             self._vit = load(Path(pb_utils.get_model_dir()) / BUNDLE, device=device)
             size = self._vit.pipeline.image_size
             self._vit.predict(np.zeros((*size, 3), np.uint8))  # what is slow only once
         except FvitError as error:
             raise pb_utils.TritonModelException(str(error)) from error
-        self._metrics = Metrics(
-            {"model": args["model_name"], "version": args["model_version"], "device": device}
-        )
+        self._name = args["model_name"]
+        self._metrics = Metrics({"model": self._name, "version": args["model_version"], "device": device})
+        self._stopping = False
         self._ended = threading.Event()
         threading.Thread(target=_follow, args=(os.getppid(), self._ended), daemon=True).start()
         self._open: dict[_Caller, asyncio.Task[None]] = {}
@@ -99,7 +101,10 @@ class TritonPythonModel:
         except Problem as problem:
             caller.fail(problem.detail, code=CODES[problem.status])
         except asyncio.CancelledError:
-            caller.fail("the request was cancelled", code="CANCELLED")
+            if self._stopping:
+                caller.fail(stopping(1).detail, code="UNAVAILABLE")
+            else:
+                caller.fail("the request was cancelled", code="CANCELLED")
         except Exception:
             pb_utils.Logger.log_error(traceback.format_exc())
             caller.fail("this is a fault of the model's: it is logged", code="INTERNAL")
@@ -157,6 +162,9 @@ class TritonPythonModel:
             try:
                 self._metrics.tell(self._vit.queue.statistics)
                 self._free_cancelled()
+                if self._open and not self._stopping and self._server_stops():
+                    self._stopping = True
+                    self._loop.call_later(self._drain, self._give_up)
             except Exception:
                 pb_utils.Logger.log_error(traceback.format_exc())
             await asyncio.sleep(WATCH)
@@ -167,10 +175,24 @@ class TritonPythonModel:
             if caller.gone:
                 task.cancel()
 
+    def _server_stops(self) -> bool:
+        """Whether the server has begun to end, which it does not say: then it knows of no model, while of one
+        that it unloads it knows that it is not ready. It waits for what is open in either case; but where its
+        patience with that ends while requests run, it does not end at all (2.51)."""
+        try:
+            pb_utils.is_model_ready(model_name=self._name)
+        except pb_utils.TritonModelException:
+            return True
+        return False
+
+    def _give_up(self) -> None:
+        for task in self._open.values():
+            task.cancel()
+
     async def _end(self) -> None:
         self._watching.cancel()
-        for task in (left := list(self._open.values())):
-            task.cancel()
+        left = list(self._open.values())
+        self._give_up()
         await asyncio.gather(*left)
 
 

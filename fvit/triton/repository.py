@@ -25,8 +25,9 @@ NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
 WRITTEN = "# Written by fvit-export triton;"
 """How the configuration of a model begins that may be replaced."""
 
-LIMITS = {"max_n": 100_000, "max_waiting": 100_000}
-"""Copies of one image, and rows that may wait for the device."""
+LIMITS = {"max_n": 100_000, "max_waiting": 100_000, "drain": 20}
+"""Copies of one image; rows that may wait for the device; seconds that what runs has when the server ends,
+which have to be fewer than it waits itself, 30 unless told."""
 
 
 def write_repository(bundle: Path, repository: Path, *, name: str = "fvit", device: str = "cpu") -> Path:

@@ -24,8 +24,9 @@ def repository(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     for name in ("fvit", PLAIN):
         ended = here("export", "triton", demo_bundle, folder, "--name", name)
         assert ended.status == 0, ended.stderr
-    config = folder / PLAIN / "config.pbtxt"
-    config.write_text(re.sub("decoupled: true", "decoupled: false", config.read_text()))
+        config = folder / name / "config.pbtxt"
+        text = re.sub('(key: "drain" value { string_value: )"20"', r'\1"1"', config.read_text())
+        config.write_text(text.replace("decoupled: true", f"decoupled: {str(name != PLAIN).lower()}"))
     return folder
 
 

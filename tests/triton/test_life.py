@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpc
+from tritonclient.utils import InferenceServerException
 
 from tests.triton.clients import Stream, inputs
-from tests.triton.server import Triton
+from tests.triton.server import LIMIT, Triton
 
 Start = Callable[..., Triton]
 
@@ -64,20 +65,29 @@ def test_a_model_that_is_unloaded_answers_what_it_had_begun(start: Start, sample
     assert server.stop() == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_server_that_ends_under_load_leaves_no_process(
-    start: Start, samples: list[Path], number: signal.Signals
-) -> None:
-    server = start("--exit-timeout-secs=1")
-    [model] = server.models
-    stream = Stream(server)
-    stream.begin(inputs(image=samples[0].read_bytes(), n=50_000))
-    server.until("fvit_rows_waiting", lambda waiting: waiting > 1000)
-    server.stop(number)
-    code = "import os, sys\nwhile os.path.exists(f'/proc/{sys.argv[1]}'): pass"
-    subprocess.run([sys.executable, "-c", code, str(model)], timeout=60, check=True)
+def test_a_server_that_ends_under_load_tells_what_still_runs(start: Start, samples: list[Path]) -> None:
+    """After the model's time to drain, and before the server loses its patience."""
+    server = start()
+    with Stream(server) as stream:
+        stream.begin(inputs(image=samples[0].read_bytes(), n=50_000))
+        server.until("fvit_rows_waiting", lambda waiting: waiting > 1000)
+        server.process.terminate()
+        with pytest.raises(InferenceServerException, match="this service is stopping"):
+            stream.hear()
+    assert server.process.wait(LIMIT) == 0
     assert server.regions == []
-    stream.leave()
+
+
+def test_a_server_that_is_killed_leaves_no_process(start: Start, samples: list[Path]) -> None:
+    server = start()
+    [model] = server.models
+    with Stream(server) as stream:
+        stream.begin(inputs(image=samples[0].read_bytes(), n=50_000))
+        server.until("fvit_rows_waiting", lambda waiting: waiting > 1000)
+        server.stop(signal.SIGKILL)
+    code = "import os, sys\nwhile os.path.exists(f'/proc/{sys.argv[1]}'): pass"
+    subprocess.run([sys.executable, "-c", code, str(model)], timeout=LIMIT, check=True)
+    assert server.regions == []
 
 
 def test_a_bundle_that_was_changed_is_said_and_not_served(start: Start, repository: Path) -> None:
