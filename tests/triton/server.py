@@ -132,11 +132,13 @@ class Triton:
 
     def _is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()[-3000:]
+        pages = (f"{self.http}/v2/health/ready", f"{self.metrics}/metrics")  # the last port that it opens
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.http}/v2/health/ready", timeout=LIMIT):
-                return True
+            for page in pages:
+                urllib.request.urlopen(f"http://127.0.0.1:{page}", timeout=LIMIT).close()
         except OSError:
             return False
+        return True
 
     def _until(self, good: Callable[[], bool], words: str) -> None:
         end = time.monotonic() + LIMIT
