@@ -257,7 +257,8 @@ def class_named(labels: Sequence[str], name: str) -> int:
             raise FvitError(f"classes {', '.join(map(str, found))} are all called '{name}': give an index")
         if found:
             return found[0]
-    near = difflib.get_close_matches(name[:200], first, n=3, cutoff=0.6)
+    is_number = name.removeprefix("-").isnumeric()
+    near = [] if is_number else difflib.get_close_matches(name[:200], first, n=3, cutoff=0.6)
     hint = f"did you mean {', '.join(near)}?" if near else f"use a label or an index below {len(labels)}"
     raise FvitError(f"no class is called '{name[:200]}': {hint}")
 

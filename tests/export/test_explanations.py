@@ -158,7 +158,7 @@ def _integrated(model: Any, block: Any, tokens: Tensor, *, target: int) -> tuple
 
 def test_integrals_add_up_to_what_attention_does_to_the_logit(monkeypatch: pytest.MonkeyPatch) -> None:
     """With many steps: the logit read from a block's output, less that without its attention."""
-    monkeypatch.setattr(integration, "STEPS", 1000)
+    monkeypatch.setattr(integration, "STEPS", 8000)
     classifier = ExplainedClassifier(build("vit"), explanation="attribution-rollout", explained=5)
     pixels = torch.rand(2, 3, *classifier.size, generator=torch.Generator().manual_seed(4))
     model: Any = classifier.model

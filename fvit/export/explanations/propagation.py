@@ -106,7 +106,7 @@ def _linear(call: Call, relevance: Tensor) -> Tensor:
     given = dict(zip(("input", "weight"), call.arguments, strict=False)) | call.options
     values, weight = given["input"].float(), given["weight"].float()
     sizes, magnitudes = values.abs(), weight.abs()
-    # [p]⁺ = (p + |p|)/2 for every product p: two matrices, not four.
+    # [p]⁺ = (p + |p|)/2 for every product p: one more matrix, not two.
     largest = F.linear(sizes, magnitudes)
     positive = 0.5 * (F.linear(values, weight) + largest)
     # Rounding alone is left where no product is positive; such an output has nothing to share out.
