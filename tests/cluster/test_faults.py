@@ -75,7 +75,7 @@ def test_after_any_death_there_is_one_record_for_each_image_as_if_there_had_been
     def start() -> "subprocess.Popen[str]":
         return started("certify", *asked, "--out", out, "--ray", nodes.address, "--cores", "1")
 
-    process = start()
+    process, killed = start(), 0
     for count in sorted(chance.sample(range(IMAGES), 2)):
         until_records(process, out, count)
         if process.poll() is not None:
@@ -83,16 +83,20 @@ def test_after_any_death_there_is_one_record_for_each_image_as_if_there_had_been
         pause(process, chance.uniform(0, 0.3))
         if kind == "worker" and (alive := nodes.workers):
             os.kill(chance.choice(alive), signal.SIGKILL)
+            killed += 1
         elif kind == "node":
             nodes.replace_one()
+            killed += 1
         elif kind == "command":
             process.kill()
+            killed += 1
             assert finished(process).status in (0, -signal.SIGKILL)
             process = start()
     done = finished(process)
     if kind == "node" and done.status:  # it was the one that the command had joined
         done = finished(start())
     assert done.status == 0, done.stderr
+    assert killed
     assert records(out) == wanted
     assert not (out / LOCK).exists()
 
