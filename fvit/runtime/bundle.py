@@ -84,7 +84,7 @@ class Manifest(BaseModel):
     mean: PerChannel
     std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]]
     explanation: Name
-    explained: Literal["predicted"] | Annotated[int, Field(ge=0)] | None = None
+    explained: Literal["predicted"] | int | None = None
     precision: Literal["fp32", "fp16", "int8"]
     prediction: Literal["epsilon", "v_prediction", "sample"]
     # Below 1e-30 the noise of a step is no finite number of pixels in every arithmetic used here.
@@ -100,6 +100,13 @@ class Manifest(BaseModel):
         except FvitError as error:
             raise ValueError(str(error)) from error
         return products
+
+    @field_validator("explained", mode="plain")
+    @classmethod
+    def _is_a_class(cls, explained: Any) -> Any:
+        if explained is None or explained == "predicted" or (type(explained) is int and explained >= 0):
+            return explained
+        raise ValueError(f"a class is 'predicted' or an index, not {_short(explained)}")
 
     @model_validator(mode="after")
     def _agrees(self) -> Manifest:

@@ -31,8 +31,9 @@ from fvit.triton.tensors import of_certificate, of_prediction
 WATCH = 0.25
 """Seconds between looks for requests that their clients have cancelled, and at the queue's figures."""
 
-ORPHANED = 1.0
-"""Seconds between looks whether the server lives."""
+ORPHANED = 0.1
+"""Seconds between looks whether the server lives: the backend itself looks three times a second, and leaves
+its shared memory behind."""
 
 CODES = {422: "INVALID_ARG", 429: "UNAVAILABLE", 503: "UNAVAILABLE"}
 """Triton's code for the status of a problem."""
@@ -44,6 +45,8 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Open the bundle that lies beside model.py, and try it once. Raises TritonModelException where it
         cannot be had."""
+        self._ended = threading.Event()
+        threading.Thread(target=_follow, args=(os.getppid(), self._ended), daemon=True).start()
         config = json.loads(args["model_config"])
         told = {name: value["string_value"] for name, value in config["parameters"].items()}
         device = told["device"]
@@ -62,8 +65,6 @@ class TritonPythonModel:
         self._name = args["model_name"]
         self._metrics = Metrics({"model": self._name, "version": args["model_version"], "device": device})
         self._stopping = False
-        self._ended = threading.Event()
-        threading.Thread(target=_follow, args=(os.getppid(), self._ended), daemon=True).start()
         self._open: dict[_Caller, asyncio.Task[None]] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fvit-triton", daemon=True)

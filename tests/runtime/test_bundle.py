@@ -53,6 +53,12 @@ def refusal(bundle: Path) -> str:
     return line
 
 
+@pytest.mark.parametrize("explained", [None, "predicted", 0, 1])
+def test_a_manifest_says_which_class_is_explained(bundle: Path, explained: str | int | None) -> None:
+    rewrite(bundle, lambda fields: fields.update(explained=explained))
+    assert open_bundle(bundle).manifest.explained == explained
+
+
 def test_what_was_written_is_read_back(bundle: Path) -> None:
     opened = open_bundle(bundle)
     assert opened.manifest.model_copy(update={"files": {}}) == MANIFEST
@@ -125,6 +131,10 @@ def test_an_older_format_is_refused_with_the_command_that_makes_a_new_bundle(bun
         (lambda f: f.update(std=[0.5, float("nan"), 0.5]), "std[1]"),
         (lambda f: f.update(mean=[0.5, float("inf"), 0.5]), "mean[1]"),
         (lambda f: f.update(explanation=""), "explanation"),
+        (lambda f: f.update(explained=2), "explained 2 is the index of none of 2 labels"),
+        (lambda f: f.update(explained=-1), "explained"),
+        (lambda f: f.update(explained=True), "explained"),
+        (lambda f: f.update(explained="a"), "explained"),
         (lambda f: f.update(classifier="\udfff"), "classifier"),
         (lambda f: f.update(precision="fp64"), "precision"),
         (lambda f: f.update(prediction="noise"), "prediction"),
