@@ -149,7 +149,7 @@ def main(rounds: Annotated[int, typer.Option(help="Turns of every graph.")] = 7)
 def markdown(result: dict[str, Any]) -> str:
     where = result["machine"]
     lines = [
-        f"{where['cpu']}, {where['cores']} cores, ONNX Runtime, fp32, batches of {result['batch']}; "
+        f"{where['cpu']}, {where['cores']} of its cores, ONNX Runtime, fp32, batches of {result['batch']}; "
         f"medians of {result['rounds']} rounds; × is the ratio to `attention`.",
         "",
         f"| explanation | embedded model, ms a copy | × | {LARGER}, ms a copy | × |",
