@@ -20,12 +20,12 @@ def attribution_rollout(seen: Seen) -> Tensor:
     scaled to sum 1; their product over all blocks. Rows of patches, which the head does not read in a
     class token's model, are those of the identity."""
     flow = seen.readout.expand(len(seen.maps[0]), -1)
+    first, patches = flow[:, : seen.prefix], flow[:, seen.prefix :]
     for integral in reversed(seen.integrals):
         rows = integral.amax(dim=1).clamp(min=0) + torch.eye(*integral.shape[2:], device=integral.device)
-        rows = rows / rows.sum(dim=2, keepdim=True)
-        first, past = flow[:, : seen.prefix], flow[:, seen.prefix :]
-        flow = read(first, rows) + nn.functional.pad(past, (seen.prefix, 0))
-    return flow[:, seen.prefix :]
+        given = read(first, rows / rows.sum(dim=2, keepdim=True))
+        first, patches = given[:, : seen.prefix], patches + given[:, seen.prefix :]
+    return patches
 
 
 class Attended(nn.Module):
