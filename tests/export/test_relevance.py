@@ -333,6 +333,17 @@ def test_relevance_of_a_product_by_hand() -> None:
     assert torch.allclose(found, expected, rtol=1e-3)
 
 
+def test_relevance_of_a_sum_of_opposite_terms_by_hand() -> None:
+    """−1 + 3 = 2: a quarter of the magnitude is that of −1, which gets a quarter of the relevance, not −½."""
+    values = torch.tensor([[[-4.0], [0.0]]])
+    with Tape(values) as tape:
+        attention = torch.tensor([[[0.25, 0.75]]]) + 0 * values.sum()
+        logits = (attention @ values)[:, 0] + (values[:, 0] + 7)
+    assert logits.tolist() == [[2.0]]
+    (found,) = propagate(tape.calls, logits=logits, seeds=torch.ones(1, 1), maps=[attention], model="small")
+    assert torch.allclose(found, torch.tensor([[[0.125, 0.0]]]), rtol=1e-3)
+
+
 def test_a_computation_without_a_rule_is_refused_with_the_model_and_the_operator() -> None:
     values = torch.ones(1, 2, 2)
     with Tape(values) as tape:
