@@ -29,9 +29,9 @@ def ready_and_as_before(triton: Triton) -> Iterator[None]:
     yield
     client = grpc.InferenceServerClient(f"127.0.0.1:{triton.grpc}")
     assert client.is_model_ready("fvit")
+    triton.until("fvit_rows_waiting", lambda waiting: waiting == 0)  # those of whoever left are freed soon
     with Stream(triton) as stream:
         assert np.array_equal(stream.ask(**good)["attention"], before["attention"])
-    triton.until("fvit_rows_waiting", lambda waiting: waiting == 0)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
