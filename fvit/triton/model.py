@@ -26,6 +26,7 @@ from fvit.service.problems import Kind, Problem, stopping
 from fvit.triton import BUNDLE
 from fvit.triton.asked import COPIES, Request
 from fvit.triton.metrics import Metrics
+from fvit.triton.server import Server
 from fvit.triton.tensors import of_certificate, of_prediction
 
 WATCH = 0.25
@@ -63,6 +64,8 @@ class TritonPythonModel:
         except FvitError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         self._name = args["model_name"]
+        # Where requests run when the patience of a server ends with them, it does not end at all (2.51).
+        self._server = Server.of(os.getppid())
         self._metrics = Metrics({"model": self._name, "version": args["model_version"], "device": device})
         self._stopping = False
         self._open: dict[_Caller, asyncio.Task[None]] = {}
@@ -163,7 +166,8 @@ class TritonPythonModel:
             try:
                 self._metrics.tell(self._vit.queue.statistics)
                 self._free_cancelled()
-                if self._open and not self._stopping and self._server_stops():
+                asks = bool(self._open)
+                if not self._stopping and await asyncio.to_thread(self._server.ends, asks=asks):
                     self._stopping = True
                     self._loop.call_later(self._drain, self._give_up)
             except Exception:
@@ -175,16 +179,6 @@ class TritonPythonModel:
         for caller, task in list(self._open.items()):
             if caller.gone:
                 task.cancel()
-
-    def _server_stops(self) -> bool:
-        """Whether the server has begun to end, which it does not say: then it knows of no model, while of one
-        that it unloads it knows that it is not ready. It waits for what is open in either case; but where its
-        patience with that ends while requests run, it does not end at all (2.51)."""
-        try:
-            pb_utils.is_model_ready(model_name=self._name)
-        except pb_utils.TritonModelException:
-            return True
-        return False
 
     def _give_up(self) -> None:
         for task in self._open.values():

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -56,6 +56,10 @@ class Triton:
     def __init__(self, repository: Path, *options: str) -> None:
         if reason := missing():
             raise FvitError(reason)
+        while not self._starts(repository, options):
+            pass  # somebody took a port that was free
+
+    def _starts(self, repository: Path, options: Sequence[str]) -> bool:
         self.http, self.grpc, self.metrics = free_ports(3)
         self._regions = f"fvit-{self.http}-"
         self.log = repository.with_name(f"{repository.name}-{self.http}.log")
@@ -77,7 +81,10 @@ class Triton:
             self._until(self._is_ready, "the server is not ready")
         except BaseException:
             self.process.kill()
+            if "already in use" in self.log.read_text():
+                return False
             raise
+        return True
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """End it; the exit status."""
