@@ -32,11 +32,10 @@ had so many, and then in turn with them, however many they had before."""
 OLDEST = 4
 """One of so many rows of a batch belongs to the oldest stretch, so that none starves."""
 
-NEW = 6
+NEW = 3
 """One of so many rows belongs to accounts that have not had their first turn, and more where more than one in
-so many is new, the oldest, which has a share of its own, counting twice. What they do not want is saved for
-them, up to a turn: a short request now and then is answered at once, and one after the other without a pause
-leaves the rest to the long ones."""
+so many is new. What they do not want is saved for them, up to a turn: a short request now and then is
+answered at once, and one after the other without a pause leaves most rows to the long ones."""
 
 LATE = 10.0
 """Seconds of work that the rate of late is taken over."""
@@ -384,8 +383,8 @@ class _Desk:
             others = [counted for counted in wanted if not counted.stretch.account.new]
             if others:
                 newcomers, accounts = (len({each.stretch.account for each in g}) for g in (new, wanted))
-                self._saved = min(self._saved, TURN) + rows * max(1 / NEW, newcomers / (accounts + 1))
-                given = self._in_turn(new, min(room, int(self._saved + 1e-9)), taken)  # sixths add up
+                self._saved = min(self._saved, TURN) + rows * max(1 / NEW, newcomers / accounts)
+                given = self._in_turn(new, min(room, int(self._saved + 1e-9)), taken)  # thirds add up
                 self._saved -= given
                 room -= given
                 room -= self._in_turn(others, room, taken)

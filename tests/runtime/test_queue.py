@@ -181,7 +181,7 @@ def test_a_device_of_one_row_serves_short_requests_too() -> None:
         device.wait_begun()
         device.step()
     short = queue.submit(stretch(1, range(16)))
-    for _ in range(3 * 16):  # a third of the rows, as the oldest counts twice
+    for _ in range(24):
         device.wait_begun()
         device.step()
     result(short)
