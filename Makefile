@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 INSTALLED := $(VENV)/installed
 TRITON := $(VENV)/triton
+GPU := $(VENV)/gpu
 
-.PHONY: demo test fuzz serve browser triton
+.PHONY: demo test fuzz serve browser triton gpu
 demo: $(INSTALLED)
 	$(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-certify demo-bundle fvit/demo/samples --sigma 0.25 --n 1000 --out demo-out
@@ -34,6 +35,18 @@ triton: $(INSTALLED)
 		$(TRITON)/bin/pip install --quiet --disable-pip-version-check --editable '.[triton]' && \
 		touch $(TRITON)/installed; } || \
 		echo "no tritonserver: its tests are left out (it needs Linux on x86-64 and Python 3.10 to 3.12)"
+
+# On a machine with an NVIDIA GPU and CUDA: its tests, and all that is measured there, into benchmarks/results/. It
+# has an environment of its own, because onnxruntime-gpu takes the place of onnxruntime.
+gpu: $(GPU)/installed
+	$(GPU)/bin/python -m benchmarks.gpu
+
+$(GPU)/installed: pyproject.toml
+	$(PYTHON) -m venv $(GPU)
+	$(GPU)/bin/pip install --quiet --disable-pip-version-check --editable '.[export,tensorrt,plots,dev]'
+	$(GPU)/bin/pip uninstall --quiet -y onnxruntime
+	$(GPU)/bin/pip install --quiet --disable-pip-version-check --no-deps onnxruntime-gpu
+	touch $@
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.clocks import Clock, Run, WallClock, in_a_row
 from fvit.demo import models
+from fvit.errors import OutOfMemory
 from fvit.export import adm
 from fvit.export.bundles import export_bundle
 from fvit.export.classifiers import ExplainedClassifier
@@ -108,9 +110,9 @@ class TorchModel:
             return in_a_row(torch.no_grad()(work), wait=lambda: finish(self.device))
 
         return {
-            "denoiser": alone(lambda: self.denoise(noisy)),
-            "classifier": alone(lambda: self.classifier(images)),
-            "pipeline": pipeline,
+            "denoiser": explained(alone(lambda: self.denoise(noisy))),
+            "classifier": explained(alone(lambda: self.classifier(images))),
+            "pipeline": explained(pipeline),
         }
 
     def clock(self) -> Clock:
@@ -123,6 +125,25 @@ class TorchModel:
         held = torch.cuda.max_memory_allocated(self.device) / 1e6
         torch.cuda.reset_peak_memory_stats(self.device)
         return held
+
+
+def explained(run: Run) -> Run:
+    """A run that says by our own error that a GPU's memory does not do."""
+
+    def either(times: int, mark: Callable[[], None]) -> None:
+        try:
+            run(times, mark)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(str(error).splitlines()[0]) from error
+
+    return either
+
+
+def release() -> None:
+    """Give the GPU back the memory that torch keeps for itself and nothing uses."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 class TorchClock:

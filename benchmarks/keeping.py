@@ -26,6 +26,13 @@ def resumed(
     return done[:total]
 
 
+def write_json(file: Path, result: dict[str, Any]) -> None:
+    """Write a result whole or not at all, in the place of what the file holds."""
+    made = file.with_name(file.name + ".made")
+    made.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    made.replace(file)
+
+
 def publish(name: str, result: dict[str, Any], text: str) -> None:
     """Write a result as JSON and as Markdown to benchmarks/results/, and print the Markdown."""
     RESULTS.mkdir(exist_ok=True)

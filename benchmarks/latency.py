@@ -15,6 +15,7 @@ more with --no-torch, the same --bundles DIR and --against the first run's JSON:
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 import time
@@ -30,11 +31,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from benchmarks.clocks import Clock, EventClock, Run, WallClock, in_a_row
-from benchmarks.keeping import RESULTS, publish
+from benchmarks.keeping import RESULTS, publish, write_json
 from benchmarks.machine import machine
 from fvit.certificates.tally import Tally
 from fvit.engines.opening import open_engine
-from fvit.errors import FvitError
+from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.gpu.counter import DeviceCounter
@@ -70,7 +71,7 @@ class Way:
 def torch_ways(
     model: str, *, device: str, batches: list[int], precisions: list[str], compiled: bool
 ) -> Iterator[Way]:
-    from benchmarks.contenders import TorchModel
+    from benchmarks.contenders import TorchModel, release
 
     for name in ["torch-eager", *(["torch-compile"] if compiled else [])]:
         for precision in precisions:
@@ -79,6 +80,9 @@ def torch_ways(
             for batch in batches:
                 stages = run.stages(batch=batch, k=K)
                 yield Way(name, precision, batch, stages, run.clock, lambda: None, run.megabytes)
+                del stages
+            del run
+            release()
 
 
 def our_ways(engine: str, *, batches: list[int], bundles: dict[str, Path]) -> Iterator[Way]:
@@ -163,6 +167,8 @@ def way_on_gpu(bundle: Path, *, engine: str, precision: str, batch: int) -> Way:
         return None if before is None or now is None else before - now
 
     pipeline(1, lambda: None)  # puts something in every input
+    if counter.rows < batch:
+        raise OutOfMemory(f"{gpu.name} has no memory for {batch} copies at once")
     stages = {"denoiser": bound(0), "classifier": bound(1), "pipeline": pipeline}
     return Way(NAMES[kind], precision, batch, stages, lambda: EventClock(gpu), outside, megabytes)
 
@@ -248,6 +254,32 @@ def certificates(
                 found.append(
                     {"name": name, "precision": precision, "batch": batch, "n": n, "seconds": seconds}
                 )
+    return found
+
+
+def torch_certificates(
+    model: str, *, device: str, sizes: list[int], rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Seconds of the copies of whole certificates as research code draws and counts them, in torch eager, at
+    the batch that was the fastest; the last batch is a whole one."""
+    from benchmarks.contenders import TorchModel, release
+
+    found = []
+    for precision in ("fp32", "fp16"):
+        at = ("torch-eager", precision, "pipeline")
+        whole = [row for row in rows if (row["name"], row["precision"], row["stage"]) == at]
+        if not whole:
+            continue
+        batch = max(whole, key=lambda row: row["copies_per_second"])["batch"]
+        run = TorchModel(model, device=device, half=precision == "fp16").stages(batch=batch, k=K)["pipeline"]
+        run(2, lambda: None)
+        for n in sizes:
+            start = time.perf_counter()
+            run(-(-n // batch), lambda: None)
+            seconds = time.perf_counter() - start
+            found.append({"name": at[0], "precision": precision, "batch": batch, "n": n, "seconds": seconds})
+        del run
+        release()
     return found
 
 
@@ -374,16 +406,24 @@ def main(
                 torch_ways(model, device=device, batches=batches, precisions=kinds, compiled=compiled)
             )
         ways += [our_ways(each, batches=batches, bundles=exported) for each in engines]
-        for way in (way for some in ways for way in some):
+        for way in itertools.chain.from_iterable(ways):
             with console.status(f"{way.name} {way.precision}, batch {way.batch}"):
-                rows += measured(way, repeats=result["repeats"])
+                try:
+                    rows += measured(way, repeats=result["repeats"])
+                except OutOfMemory as error:
+                    console.print(f"{way.name}, {way.precision}, batch {way.batch} left out: {error}")
+            del way  # its memory, before the next one takes its own
+            if json_file is not None:  # what is measured is kept, whatever comes next
+                compare(rows, flops=result["flops"], peaks=result["peaks"])
+                write_json(json_file, result)
+        sizes = n or ([100, 1000] if on_cpu else [100, 1000, 10_000])
+        if with_torch:
+            result["certificates"] += torch_certificates(model, device=device, sizes=sizes, rows=rows)
         for each in engines:
-            result["certificates"] += certificates(
-                each, sizes=n or ([100, 1000] if on_cpu else [100, 1000, 10_000]), bundles=exported, rows=rows
-            )
+            result["certificates"] += certificates(each, sizes=sizes, bundles=exported, rows=rows)
     compare(rows, flops=result["flops"], peaks=result["peaks"])
     if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(json_file, result)
         print(markdown(result))
         return
     name = f"{result['device'].replace(' ', '-').lower()}/latency-{model}"

@@ -21,7 +21,7 @@ import numpy as np
 import typer
 
 import fvit
-from benchmarks.keeping import publish
+from benchmarks.keeping import publish, write_json
 from benchmarks.machine import machine
 from fvit.demo.data import compositions
 
@@ -152,10 +152,17 @@ def main(
     bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
     device: Annotated[str, typer.Option(help="As fvit.load takes it.")] = "cpu",
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write it here instead of to benchmarks/results/.")
+    ] = None,
 ) -> None:
     with fvit.load(bundle, device=device) as vit:
         result = {"machine": machine(), "device": device, "precision": vit.bundle.manifest.precision}
         result |= {"seconds": seconds} | measure(vit, seconds=seconds)
+    if json_file is not None:
+        write_json(json_file, result)
+        print(markdown(result))
+        return
     publish(f"sharing-{device.partition(':')[0]}", result, markdown(result))
 
 

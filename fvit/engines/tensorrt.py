@@ -210,14 +210,20 @@ class TensorRTEngine(Engine):
         return results
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
+        batch = int(self.inputs[0].shape[0] or 0)
         names = [tensor.name for tensor in (*self.inputs, *self.outputs)]
+        parts = [
+            {name: memory[name].rows(range(first, first + batch)).pointer for name in names}
+            for first in range(0, memory[names[0]].shape[0], batch)
+        ]
 
         def execute() -> None:
             with self._turn, self._gpu:
-                for name in names:
-                    self._context.set_tensor_address(name, memory[name].pointer)
-                if not self._context.execute_async_v3(self._stream):
-                    raise FvitError("TensorRT could not execute the plan: what it said is above")
+                for part in parts:
+                    for name, pointer in part.items():
+                        self._context.set_tensor_address(name, pointer)
+                    if not self._context.execute_async_v3(self._stream):
+                        raise FvitError("TensorRT could not execute the plan: what it said is above")
 
         return execute
 
