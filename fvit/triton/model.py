@@ -47,7 +47,8 @@ class TritonPythonModel:
         """Open the bundle that lies beside model.py, and try it once. Raises TritonModelException where it
         cannot be had."""
         self._ended = threading.Event()
-        threading.Thread(target=_follow, args=(os.getppid(), self._ended), daemon=True).start()
+        server, region = _told_by_server()
+        threading.Thread(target=_follow, args=(server, region, self._ended), daemon=True).start()
         config = json.loads(args["model_config"])
         told = {name: value["string_value"] for name, value in config["parameters"].items()}
         device = told["device"]
@@ -65,7 +66,7 @@ class TritonPythonModel:
             raise pb_utils.TritonModelException(str(error)) from error
         self._name = args["model_name"]
         # Where requests run when the patience of a server ends with them, it does not end at all (2.51).
-        self._server = Server.of(os.getppid())
+        self._server = Server.of(server)
         self._metrics = Metrics({"model": self._name, "version": args["model_version"], "device": device})
         self._stopping = False
         self._open: dict[_Caller, asyncio.Task[None]] = {}
@@ -230,13 +231,19 @@ def _response(outputs: Mapping[str, NDArray[Any]]) -> Any:
     return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
 
-def _follow(server: int, ended: threading.Event) -> None:
+def _told_by_server() -> tuple[int, str]:
+    """The server's process, and the shared memory between it and this one: it starts this one with both, and
+    may be gone before a line of this is run."""
+    told = Path("/proc/self/cmdline").read_bytes().decode().split("\0")
+    return int(told[5]), told[2]
+
+
+def _follow(server: int, region: str, ended: threading.Event) -> None:
     """End this process with its server, where that ends without it: killed, or out of patience with requests
     that run. It may wait for the server's answer to something, and would then do so for ever."""
     while os.getppid() == server:
         if ended.wait(ORPHANED):
             return
-    region = Path("/proc/self/cmdline").read_bytes().split(b"\0")[2].decode()
     Path("/dev/shm", region).unlink(missing_ok=True)  # nobody else is left to do it
     os._exit(1)
 
