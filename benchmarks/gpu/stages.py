@@ -104,11 +104,12 @@ def _latency(
 ) -> tuple[str, ...]:
     with_torch = not engine.startswith("tensorrt") and importlib.util.find_spec("torch") is not None
     words = ["-m", "benchmarks.latency", "--engine", engine, "--model", model.name, "--precision", precision]
-    words += ["--bundles", str(bundles), "--repeats", str(model.repeats)]
+    words += ["--bundles", str(bundles)]
     for size in batches or model.batches:
         words += ["--batch", str(size)]
-    for n in model.n:
-        words += ["--n", str(n)]
+    if engine != "cpu":  # which has its own measure
+        words += ["--repeats", str(model.repeats)]
+        words += [word for n in model.n for word in ("--n", str(n))]
     words += ["--torch" if with_torch else "--no-torch", "--compiled" if model.compiled else "--no-compiled"]
     return tuple(words)
 
