@@ -63,7 +63,7 @@ class Summary:
         self.records += 1
         self.before += before
         self.copies += 0 if before else certificate.copies
-        self.abstained.update({"class": of_class.abstained, "attention": attention.abstained})
+        self.abstained.update({"class": int(of_class.abstained), "attention": int(attention.abstained)})
         if certificate.decision is not None:
             self.answers[certificate.decision.answer] += 1
         for at in self.at:

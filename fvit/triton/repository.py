@@ -42,6 +42,8 @@ def write_repository(bundle: Path, repository: Path, *, name: str = "fvit", devi
     if not NAME.fullmatch(name):
         raise FvitError(f"'{name}' is no name for a model: use letters, digits, '_', '.' or '-'")
     opened = open_bundle(bundle)
+    if (repository / name).resolve().is_relative_to(bundle.resolve()):
+        raise FvitError(f"{repository} lies in the bundle {bundle}, which is closed: name another folder")
     with _replaced(repository / name) as folder:
         shutil.copytree(bundle, folder / "1" / BUNDLE)
         shutil.copy(Path(__file__).with_name("entry.py"), folder / "1" / "model.py")

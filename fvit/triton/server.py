@@ -14,6 +14,9 @@ PATIENCE = 2.0
 
 ANY = ("0.0.0.0", "::")
 
+ENDING = (400, 503)
+"""What a server answers that does not live; others keep who asks from knowing."""
+
 DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """Through no proxy that the environment names."""
 
@@ -61,8 +64,8 @@ def _lives(address: str) -> bool:
     try:
         with DIRECTLY.open(address, timeout=PATIENCE):
             return True
-    except HTTPError:
-        return False
+    except HTTPError as error:
+        return error.code not in ENDING
     except (OSError, HTTPException) as error:
         # It may have too much to do to answer in time.
         return not isinstance(getattr(error, "reason", None), ConnectionRefusedError)

@@ -39,6 +39,12 @@ CASES: list[tuple[dict[str, Any], int]] = [
 nothing."""
 
 
+def test_abstentions_of_one_image_are_numbers() -> None:
+    said = summary(images=1)
+    said.add(certificate(radius_l2=0.0, abstained=True), right=0, before=False)
+    assert json.dumps(said.to_dict()["abstained"]) == '{"class": 1, "attention": 0}'
+
+
 def test_shares_are_of_all_images_and_an_abstention_is_no_class() -> None:
     said = summary()
     for claim, right in CASES:

@@ -64,6 +64,12 @@ def test_a_server_ends_when_it_lived_and_does_not_say_so_any_more(
     assert [server.ends(asks=False) for _ in range(3)] == [False, True, True]
 
 
+def test_a_server_that_does_not_say_goes_on(answering: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Answers, "status", 403)  # --http-restricted-api
+    server = Server(health([f"--http-port={answering.server_port}"]))
+    assert not any(server.ends(asks=True) for _ in range(3))
+
+
 def test_a_server_is_not_up_before_it_answers_or_asks() -> None:
     [port] = free_ports(1)
     server = Server(health([f"--http-port={port}"]))

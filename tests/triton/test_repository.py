@@ -63,6 +63,14 @@ def test_another_export_replaces_the_model_and_leaves_others(demo_bundle: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+def test_a_repository_in_the_bundle_is_refused(demo_bundle: Path) -> None:
+    before = list(demo_bundle.iterdir())
+    ended = here("export", "triton", demo_bundle, demo_bundle / "models")
+    assert (ended.status, ended.stderr.count("\n")) == (1, 1)
+    assert "name another folder" in ended.stderr
+    assert list(demo_bundle.iterdir()) == before
+
+
 def test_what_is_no_model_of_ours_is_left_alone(demo_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "fvit").mkdir()
     (tmp_path / "fvit" / "config.pbtxt").write_text('backend: "onnxruntime"\n')
