@@ -1,7 +1,8 @@
 """The two networks of the embedded FViT, and where their weights lie.
 
 The classifier is a timm VisionTransformer, the denoiser a diffusers UNet2DModel with its
-DDPMScheduler; both are stored as float16 safetensors beside this file.
+DDPMScheduler. A student stands for the denoiser and a tuned classifier for the classifier where they
+are asked for. All are stored as float16 safetensors beside this file.
 """
 
 from __future__ import annotations
@@ -19,11 +20,15 @@ from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
 from fvit.demo.data import LABELS, SIZE
+from fvit.export.students import Shape, Student
 
 WEIGHTS = Path(__file__).parent / "weights"
 SAMPLES = Path(__file__).parent / "samples"
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
+TUNED = WEIGHTS / "tuned.safetensors"
 DENOISER = WEIGHTS / "denoiser"
+STUDENT = WEIGHTS / "student.safetensors"
+STUDENT_SHAPE = Shape(width=48, fold=4, lowest=0.12, highest=1.0)
 
 
 def new_classifier() -> VisionTransformer:
@@ -68,11 +73,11 @@ def new_scheduler() -> DDPMScheduler:
     return DDPMScheduler(num_train_timesteps=1000, prediction_type="v_prediction")
 
 
-def save_classifier(model: VisionTransformer, *, record: dict[str, Any]) -> None:
+def save_weights(model: nn.Module, file: Path, *, record: dict[str, Any]) -> None:
     """Write the weights as float16, and `record` (how they were made) as JSON beside them."""
-    CLASSIFIER.parent.mkdir(exist_ok=True)
-    save_file({name: _half(value) for name, value in model.state_dict().items()}, CLASSIFIER)
-    write_record("classifier", record)
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: _half(value) for name, value in model.state_dict().items()}, file)
+    write_record(file.stem, record)
 
 
 def save_denoiser(model: UNet2DModel, *, record: dict[str, Any]) -> None:
@@ -87,11 +92,18 @@ def write_record(name: str, record: dict[str, Any]) -> None:
     (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
-def load_classifier() -> VisionTransformer:
-    """The embedded classifier in float32, in evaluation mode."""
+def load_classifier(file: Path = CLASSIFIER) -> VisionTransformer:
+    """The embedded classifier, or the tuned one, in float32, in evaluation mode."""
     model = new_classifier()
-    model.load_state_dict(load_file(CLASSIFIER))  # copies into the float32 parameters
+    model.load_state_dict(load_file(file))  # copies into the float32 parameters
     return model.eval()
+
+
+def load_student() -> Student:
+    """The embedded student in float32, in evaluation mode."""
+    student = Student(STUDENT_SHAPE)
+    student.load_state_dict(load_file(STUDENT))
+    return student.eval()
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Train the embedded FViT:  python -m fvit.demo.train classifier | denoiser | samples
+"""Train the embedded FViT:  python -m fvit.demo.train classifier | denoiser | student | tuned | samples
 
 Seeded and resumable: step i draws its batch, augmentation and noise from (seed, i) alone, and a
 checkpoint is kept in the work folder, so a run that was stopped continues to the same weights
@@ -17,12 +17,17 @@ import torch
 import torch.nn.functional as F
 import typer
 from PIL import Image
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fvit.demo import models
-from fvit.demo.data import LABELS, Compositions, compositions
+from fvit.demo.data import LABELS, SIZE, Compositions, compositions
+from fvit.export.classifiers import ExplainedClassifier
+from fvit.export.distillation import train_student
+from fvit.export.training import Settings
+from fvit.export.tuning import train_classifier
 from fvit.runtime.schedule import Schedule
 
 app = typer.Typer(add_completion=False, help=__doc__)
@@ -73,7 +78,7 @@ def classifier(
         "held_out_clean_accuracy": accuracy,
         "torch": torch.__version__,
     }
-    models.save_classifier(average, record=record)
+    models.save_weights(average, models.CLASSIFIER, record=record)
     print(record)
 
 
@@ -124,6 +129,83 @@ def denoiser(
         "torch": torch.__version__,
     }
     models.save_denoiser(average, record=record)
+    print(record)
+
+
+@app.command()
+def student(
+    seed: SeedOption = 0,
+    steps: StepsOption = 9000,
+    batch: BatchOption = 64,
+    pool: PoolOption = 24_000,
+    work: WorkOption = WORK,
+) -> None:
+    """Train the student that stands for the denoiser, for the clean image alone."""
+    images, _, _ = _pool(work, count=pool, seed=seed)
+    trained, losses = train_student(
+        models.STUDENT_SHAPE,
+        images,
+        Settings(rate=2e-3, batch=batch, seed=seed, steps=steps),
+        size=(SIZE, SIZE),
+        output_size=(SIZE, SIZE),
+        work=work / "student",
+        console=Console(),
+    )
+    held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
+    noise = torch.randn(held_out.shape, generator=_generator(seed, -1))
+    errors = {}
+    for level in (0.12, 0.25, 0.5, 1.0):
+        sigma = torch.full((len(held_out),), level)
+        timestep = torch.from_numpy(models.STUDENT_SHAPE.schedule.timestep(sigma.numpy())).float()
+        with torch.no_grad():
+            guess = trained(held_out + level * noise, sigma, timestep)
+        errors[str(level)] = float((guess - held_out).square().mean())
+    record = {
+        "command": _command("student", seed, steps, batch, pool),
+        "held_out_squared_error_by_sigma": errors,
+        "loss": float(np.mean(losses[-100:])),
+        "torch": torch.__version__,
+    }
+    models.save_weights(trained, models.STUDENT, record=record)
+    print(record)
+
+
+@app.command()
+def tuned(
+    seed: SeedOption = 0,
+    steps: StepsOption = 1500,
+    batch: BatchOption = 64,
+    pool: PoolOption = 24_000,
+    work: WorkOption = WORK,
+) -> None:
+    """Tune the classifier on what the student makes of noisy copies."""
+    images, _, _ = _pool(work, count=pool, seed=seed)
+    original = ExplainedClassifier(models.load_classifier())
+    trained = ExplainedClassifier(models.load_classifier())
+    denoiser, shape = models.load_student(), models.STUDENT_SHAPE
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        timestep = torch.log(sigma / shape.lowest) / math.log(shape.highest / shape.lowest)
+        with torch.no_grad():
+            return denoiser(noisy, sigma, timestep)
+
+    losses = train_classifier(
+        trained,
+        original,
+        images,
+        Settings(rate=3e-4, batch=batch, seed=seed, steps=steps),
+        denoise=denoise,
+        sigmas=(shape.lowest, shape.highest),
+        work=work / "tuned",
+        console=Console(),
+    )
+    record = {
+        "command": _command("tuned", seed, steps, batch, pool),
+        "held_out_clean_accuracy": _accuracy(trained.model, compositions(1000, seed=seed, split="held-out")),
+        "loss": float(np.mean(losses[-100:])),
+        "torch": torch.__version__,
+    }
+    models.save_weights(trained.model, models.TUNED, record=record)
     print(record)
 
 

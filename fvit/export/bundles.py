@@ -109,7 +109,7 @@ def export_bundle(
         pixels = calibration_images(calibration, size=size)
         feeds = denoiser_feeds(pixels, diffusion.schedule, rows=ROWS)
     draw = torch.Generator().manual_seed(0)
-    noisy = _noisy_example(diffusion.schedule, size=size, draw=draw)
+    noisy = noisy_example(diffusion.schedule, size=size, draw=draw)
     # A graph with a backward pass keeps this batch.
     images = {"images": torch.rand(ROWS, 3, *explaining.size, generator=draw)}
     half = kind == "fp16"
@@ -138,7 +138,7 @@ def export_bundle(
     return report
 
 
-def _noisy_example(
+def noisy_example(
     schedule: Schedule, *, size: tuple[int, int], draw: torch.Generator
 ) -> dict[str, torch.Tensor]:
     """Inputs of a denoiser graph, every row with a level of its own."""

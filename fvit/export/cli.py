@@ -120,6 +120,112 @@ def model(
     _report(bundle, exported)
 
 
+ImagesOption = Annotated[
+    Path, typer.Option(help="Folder of images like those to be certified, searched with all folders in it.")
+]
+HoursOption = Annotated[float, typer.Option(help="How long to train, unless --steps are told.", min=1e-6)]
+TrainingStepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
+TrainingBatchOption = Annotated[int, typer.Option(help="Images a step.", min=1)]
+TrainingSeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+MixedOption = Annotated[str, typer.Option(help="Arithmetic of the training: bf16, fp16 or no (fp32).")]
+HeldOutOption = Annotated[int, typer.Option(help="Images kept apart to measure on in the end.", min=1)]
+CopiesOption = Annotated[int, typer.Option(help="Copies of each image that is measured.", min=1)]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(help="'folders', or a CSV; what the bundle says of the clean image is right unless told."),
+]
+BundlePrecisionOption = Annotated[
+    str | None, typer.Option(help="The bundle's own unless told; int8 from a bundle in fp32.")
+]
+
+
+@app.command()
+def distill(
+    bundle: Annotated[Path, typer.Argument(help="The teacher's bundle.")],
+    out: BundleArgument,
+    images: ImagesOption,
+    size: Annotated[str, typer.Option(help="tiny, small or base.")] = "base",
+    sigmas: Annotated[str, typer.Option(help="Range of σ that the student will serve.")] = "0.12:1",
+    share: Annotated[
+        float,
+        typer.Option(help="Of the teacher's output in the loss, against the clean image.", min=0, max=1),
+    ] = 0.5,
+    hours: HoursOption = 1.0,
+    steps: TrainingStepsOption = None,
+    batch: TrainingBatchOption = 64,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 2e-3,
+    seed: TrainingSeedOption = 0,
+    mixed_precision: MixedOption = "bf16",
+    precision: BundlePrecisionOption = None,
+    labels: LabelsOption = None,
+    held_out: HeldOutOption = 60,
+    n: CopiesOption = 320,
+) -> None:
+    """Train a small student in the place of a bundle's denoiser. Killed and called again, it goes on."""
+    _require()
+    require("accelerate", extra="export", purpose="fvit-export distill")
+    from fvit.export.distillation import Asked, distill_bundle
+    from fvit.export.training import Settings
+
+    settings = Settings(
+        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
+    )
+    asked = Asked(
+        size=size,
+        sigmas=_range(sigmas),
+        share=share,
+        precision=precision,
+        labels=labels,
+        held_out=held_out,
+        n=n,
+    )
+    _report(out, distill_bundle(bundle, out, images=images, asked=asked, settings=settings, console=console))
+
+
+@app.command()
+def tune(
+    bundle: Annotated[Path, typer.Argument(help="The bundle whose classifier is tuned.")],
+    out: BundleArgument,
+    images: ImagesOption,
+    classifier_weights: Annotated[
+        Path | None, typer.Option(help="The checkpoint that it was exported from; timm's unless told.")
+    ] = None,
+    sigmas: Annotated[str, typer.Option(help="Range of σ of the copies.")] = "0.12:1",
+    hours: HoursOption = 1.0,
+    steps: TrainingStepsOption = None,
+    batch: TrainingBatchOption = 64,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-4,
+    seed: TrainingSeedOption = 0,
+    mixed_precision: MixedOption = "bf16",
+    precision: BundlePrecisionOption = None,
+    labels: LabelsOption = None,
+    held_out: HeldOutOption = 60,
+    n: CopiesOption = 320,
+) -> None:
+    """Tune a bundle's classifier on denoised copies, so that explanations hold still; goes on as distill."""
+    _require()
+    require("accelerate", extra="export", purpose="fvit-export tune")
+    from fvit.export.training import Settings
+    from fvit.export.tuning import Asked, tune_bundle
+
+    settings = Settings(
+        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
+    )
+    asked = Asked(
+        weights=classifier_weights, sigmas=_range(sigmas), precision=precision, labels=labels,
+        held_out=held_out, n=n,
+    )  # fmt: skip
+    _report(out, tune_bundle(bundle, out, images=images, asked=asked, settings=settings, console=console))
+
+
+def _range(text: str) -> tuple[float, float]:
+    try:
+        lowest, highest = map(float, text.split(":"))
+    except ValueError:
+        raise FvitError(f"'{text}' is no range of σ: give one such as 0.12:1") from None
+    return lowest, highest
+
+
 @app.command()
 def engine(
     bundle: Annotated[Path, typer.Argument(help="A bundle; plans are kept in it.")],

@@ -63,10 +63,21 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_len
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class Origin(BaseModel):
+    """What a part of a bundle was made from: its name there, and the SHA-256 of that bundle's fvit.json, or
+    None where it was none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Name
+    bundle: Digest | None = None
+
+
 class Manifest(BaseModel):
     """What fvit.json says. Sizes are (rows, columns); mean and std are per channel of [0,1] images, already
     applied inside the classifier graph; explained is the class whose logit the explanation explains, each
     copy's own prediction or one index for all, and None where the explanation is the same for every class;
+    teacher is the denoiser that this one was distilled from, tuned_from the classifier that this one was;
     files maps each file to its SHA-256.
 
     Raises pydantic's ValidationError where a field is missing, of another type or out of its range, or
@@ -90,6 +101,8 @@ class Manifest(BaseModel):
     # Below 1e-30 the noise of a step is no finite number of pixels in every arithmetic used here.
     alphas_cumprod: Annotated[tuple[Annotated[float, Field(ge=1e-30, lt=1)], ...], FailFast()]
     fractional_timesteps: bool
+    teacher: Origin | None = None
+    tuned_from: Origin | None = None
     files: dict[FileName, Digest] = {}
 
     @field_validator("alphas_cumprod")

@@ -1,0 +1,215 @@
+"""A bundle's denoiser -> a bundle with a small student in its place (docs/denoisers.md)."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from fvit.engines.base import weights_file
+from fvit.engines.opening import open_engine
+from fvit.errors import FvitError
+from fvit.export.bundles import ROWS, Exported, noisy_example
+from fvit.export.calibration import IMAGES, denoiser_feeds
+from fvit.export.comparing import compared, measure, right_classes
+from fvit.export.graphs import export_graph
+from fvit.export.precision import precision_of, quantise
+from fvit.export.students import DATA_STD, Shape, Student, shape_of
+from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.runtime.bundle import CLASSIFIER, DENOISER, Bundle, Origin, open_bundle, seal, write_bundle
+
+LEAST = 64
+"""Images without which nothing is trained."""
+
+Teacher = Callable[[Tensor, Tensor], Tensor]
+"""(noisy [B,3,H,W], sigma [B]) -> images [B,3,h,w] in [0,1]."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """size: of the student; sigmas: its range; share: the teacher's in the loss; precision: of the new
+    bundle, the old one's unless told; labels: as right_classes takes them; held_out images, n copies of
+    each, are measured."""
+
+    size: str = "base"
+    sigmas: tuple[float, float] = (0.12, 1.0)
+    share: float = 0.5
+    precision: str | None = None
+    labels: str | None = None
+    held_out: int = 60
+    n: int = 320
+
+
+def distill_bundle(
+    folder: Path, out: Path, *, images: Path, asked: Asked, settings: Settings, console: Console
+) -> dict[str, Exported]:
+    """Train a student on a folder of images, write its bundle, and measure both bundles.
+
+    Checkpoints lie in a sibling of `out` called `<out>.training`, which is gone on with where it is there.
+    Raises FvitError for what cannot be read, trained on or written.
+    """
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    precision = precision_for(bundle, asked.precision)
+    shape = shape_of(size=asked.size, image_size=manifest.image_size, sigmas=asked.sigmas)
+    known = manifest.schedule.sigmas
+    if asked.share and not known[0] <= shape.lowest < shape.highest <= known[-1]:
+        raise FvitError(
+            f"the teacher knows σ from {known[0]:.4f} to {known[-1]:.4g}, not from {shape.lowest:g} to "
+            f"{shape.highest:g}: give --sigmas inside, or --share 0"
+        )
+    training, held_out = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
+    right = right_classes(bundle, held_out, labels=asked.labels)
+    files = Files(training, size=manifest.image_size)
+    with work_of(out) as work:
+        student, losses = train_student(
+            shape,
+            files,
+            settings,
+            size=manifest.image_size,
+            output_size=manifest.classifier_size,
+            work=work,
+            console=console,
+            teacher=teacher_of(bundle) if asked.share else None,
+            share=asked.share,
+            name=f"{manifest.denoiser} of {bundle.digest}",
+        )
+    if not is_first():
+        return {}
+    console.print(described(losses))
+    report = write_student(bundle, student, out, images=files, precision=precision)
+    before, after = (measure(each, held_out, right, n=asked.n) for each in (folder, out))
+    title = f"{len(held_out)} images held out, n = {asked.n}, {precision}"
+    console.print(compared(("teacher", "student"), before, after, title=title))
+    return report
+
+
+class Guessing(nn.Module):
+    """A student's unclipped guess as a module's forward, which is what several GPUs share out."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.student = student
+
+    def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
+        return self.student.guess(noisy, sigma, timestep)
+
+
+def precision_for(bundle: Bundle, name: str | None) -> str:
+    """The precision of a bundle made from this one: its own unless told, or int8 from fp32.
+
+    Raises FvitError for any other."""
+    own = bundle.manifest.precision
+    if name is None:
+        return own
+    if precision_of(name) != own and (own, name) != ("fp32", "int8"):
+        raise FvitError(
+            f"a bundle in {own} cannot become one in {name}: keep {own}, or start from a bundle in fp32"
+        )
+    return name
+
+
+def teacher_of(bundle: Bundle) -> Teacher:
+    """The bundle's denoiser graph, whatever it was exported from, on the CPU."""
+    engine, schedule = open_engine(bundle.denoiser, device="cpu"), bundle.manifest.schedule
+
+    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
+        levels = sigma.cpu().numpy()
+        feeds = {"noisy": noisy.cpu().numpy(), "sigma": levels, "timestep": schedule.timestep(levels)}
+        found = engine.run({name: np.asarray(each, np.float32) for name, each in feeds.items()})
+        return torch.from_numpy(found["images"]).to(noisy.device)
+
+    return denoise
+
+
+def train_student(
+    shape: Shape,
+    images: Images,
+    settings: Settings,
+    *,
+    size: tuple[int, int],
+    output_size: tuple[int, int],
+    work: Path,
+    console: Console,
+    teacher: Teacher | None = None,
+    share: float = 0.0,
+    name: str = "",
+) -> tuple[Student, list[float]]:
+    """A student of this shape for images of `size`, and the loss of every step.
+
+    The loss of a copy, drawn at a σ that is log-uniform in the shape's range: (1 − share) times the squared
+    error against the clean image plus share times that against the teacher's output, in [-1,1], by Karras et
+    al.'s weight 1/c_out². name: of the teacher, for the plan. Raises FvitError as train does.
+    """
+    torch.manual_seed(settings.seed)
+    student = Student(shape).resized(size, output_size)
+    student.network.to(memory_format=torch.channels_last)
+    ratio = math.log(shape.highest / shape.lowest)
+
+    def loss(model: nn.Module, pixels: Tensor, draw: torch.Generator) -> Tensor:
+        clean = pixels.float() / 255
+        timestep = torch.rand(len(pixels), generator=draw).to(pixels.device)
+        sigma = shape.lowest * torch.exp(ratio * timestep)
+        noise = torch.randn(clean.shape, generator=draw).to(pixels.device)
+        noisy = clean + sigma[:, None, None, None] * noise
+        guess = model(noisy, sigma, timestep)
+        errors = (guess - (2 * clean - 1)).square().mean(dim=(1, 2, 3))
+        if teacher is not None and share > 0:
+            given = 2 * student.resize((guess + 1) / 2) - 1
+            against = (given - (2 * teacher(noisy, sigma) - 1)).square().mean(dim=(1, 2, 3))
+            errors = (1 - share) * errors + share * against
+        level = 2 * sigma
+        return ((level**2 + DATA_STD**2) / (level * DATA_STD) ** 2 * errors).mean()
+
+    plan = {"student": shape.to_dict(), "teacher": name, "share": share}
+    losses = train(Guessing(student), loss, images, settings, work=work, plan=plan, console=console)
+    return student.cpu().to(memory_format=torch.contiguous_format).eval(), losses
+
+
+def write_student(
+    bundle: Bundle, student: Student, out: Path, *, images: Images, precision: str
+) -> dict[str, Exported]:
+    """The bundle with the student in its denoiser's place; the classifier is the bundle's own graph.
+
+    precision: as precision_for gives it; int8 is calibrated on the first of the images. Raises FvitError as
+    export_bundle does; then nothing is left behind.
+    """
+    manifest = bundle.manifest
+    student = student.resized(manifest.image_size, manifest.classifier_size)
+    schedule = student.shape.schedule
+    example = noisy_example(schedule, size=manifest.image_size, draw=torch.Generator().manual_seed(0))
+    changed = manifest.model_copy(
+        update={
+            "denoiser": f"fvit-student-{student.shape.width}",
+            "teacher": Origin(name=manifest.denoiser, bundle=bundle.digest),
+            "precision": precision,
+            "prediction": "sample",
+            "alphas_cumprod": tuple(schedule.alphas_cumprod.tolist()),
+            "fractional_timesteps": True,
+        }
+    )
+    with write_bundle(out) as temporary:
+        graph = temporary / DENOISER
+        half = precision == "fp16"
+        report = {
+            DENOISER: Exported(export_graph(student, example, outputs=("images",), graph=graph, half=half))
+        }
+        for file in {bundle.classifier.name, weights_file(bundle.classifier).name} & manifest.files.keys():
+            shutil.copyfile(bundle.folder / file, temporary / file)
+        if precision == "int8":
+            pixels = images[torch.arange(min(IMAGES, len(images)))].numpy()
+            feeds = denoiser_feeds(pixels, schedule, rows=ROWS)
+            denoiser = open_engine(graph, device="cpu")
+            inputs = {DENOISER: feeds, CLASSIFIER: [denoiser.run(each) for each in feeds]}
+            for name in (DENOISER, CLASSIFIER) if manifest.precision == "fp32" else (DENOISER,):
+                error = report[name].error if name in report else 0.0
+                report[name] = Exported(error, quantise(temporary / name, inputs[name]))
+        seal(temporary, changed)
+    return report

@@ -1,0 +1,271 @@
+"""Training that can be killed at any step: seeded by step, checkpointed whole, resumed to the same curve."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from fvit.errors import FvitError
+from fvit.runtime.images import read_image, reason_of
+from fvit.runtime.inputs import find_images
+from fvit.runtime.lock import Lock
+
+PLAN, STATE = "plan.json", "state.pt"
+
+MEASURED = 10
+"""Steps that tell how many fit into the time given."""
+
+WARM_UP = 100
+"""Steps until the learning rate is at its peak, at most a tenth of all."""
+
+
+class Images(Protocol):
+    """Training images: how many, and some of them as uint8 [M,3,H,W]."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, chosen: Tensor, /) -> Tensor: ...
+
+
+class Files:
+    """Image files, read when they are asked for and brought to `size` as the runtime brings them."""
+
+    def __init__(self, files: list[str], *, size: tuple[int, int]) -> None:
+        self.files, self.size = files, size
+        self._readers = ThreadPoolExecutor(8, thread_name_prefix="fvit-images")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        return torch.from_numpy(np.stack(list(self._readers.map(self._read, chosen.tolist()))))
+
+    def _read(self, index: int) -> Any:
+        return read_image(self.files[index], size=self.size).pixels
+
+
+def split(folder: Path, *, held_out: int, least: int, seed: int) -> tuple[list[str], list[str]]:
+    """The images of a folder and of the folders in it: those to train on, and those held out, drawn by seed.
+
+    Raises FvitError where the folder cannot be read or fewer than `least` are left to train on.
+    """
+    files = find_images([folder], recursive=True)
+    if len(files) < held_out + least:
+        raise FvitError(
+            f"{folder} holds {len(files)} images: training needs {least} at least, and {held_out} are held "
+            "out to measure on"
+        )
+    order = np.random.default_rng(seed).permutation(len(files))
+    return [files[i] for i in order[held_out:]], [files[i] for i in order[:held_out]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train: AdamW with this peak rate, warmed up and let down to zero along a cosine; `batch`
+    images a step; until `steps`, or as many as fit into `hours`. checkpoint: seconds between two."""
+
+    rate: float
+    batch: int
+    seed: int = 0
+    steps: int | None = None
+    hours: float = 1.0
+    mixed_precision: str = "bf16"
+    checkpoint: float = 60.0
+
+
+@contextmanager
+def work_of(out: Path) -> Iterator[Path]:
+    """The folder beside `out` that keeps a training's checkpoints, for one run at a time. It stays.
+
+    Raises FvitError where it cannot be made or is in use.
+    """
+    work = out.with_name(f"{out.name}.training")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = Lock(work / "lock") if is_first() else None
+    except OSError as error:
+        raise FvitError(f"{work} cannot be used to keep checkpoints: {reason_of(error)}") from error
+    try:
+        yield work
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def is_first() -> bool:
+    """Whether this process is the one, of those that train together, that writes."""
+    return PartialState().is_main_process
+
+
+def described(losses: Sequence[float]) -> str:
+    """One line: the loss in the beginning and in the end, over a tenth of all steps each."""
+    part = max(1, len(losses) // 10)
+    return f"{len(losses):,} steps, loss {np.mean(losses[:part]):.4g} → {np.mean(losses[-part:]):.4g}"
+
+
+def drawing(seed: int, step: int) -> torch.Generator:
+    """All randomness of a step."""
+    mixed = np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(mixed) % 2**63)
+
+
+def train(
+    model: nn.Module,
+    loss: Callable[[nn.Module, Tensor, torch.Generator], Tensor],
+    images: Images,
+    settings: Settings,
+    *,
+    work: Path,
+    plan: dict[str, Any],
+    console: Console,
+) -> list[float]:
+    """Train in place, and return the loss of every step, also of those before a resumption.
+
+    loss: (model, pixels uint8 [M,3,H,W], what to draw from) -> a number; plan: what makes this training what
+    it is, kept in `work` with the settings. A folder that holds the same plan is gone on with from its last
+    checkpoint; what is drawn at a step follows from seed and step alone, so the curve is the same as without
+    the break. Raises FvitError where `work` holds another plan or cannot be written, or the loss is no
+    number.
+    """
+    accelerator = _accelerator(settings.mixed_precision)
+    plan = plan | {
+        "batch": settings.batch,
+        "seed": settings.seed,
+        "rate": settings.rate,
+        "images": len(images),
+    }
+    optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01, betas=(0.9, 0.99))
+    model, optimiser = accelerator.prepare(model, optimiser)
+    rows = slice(accelerator.process_index, None, accelerator.num_processes)
+
+    def step_of(number: int, *, of: int) -> float:
+        draw = drawing(settings.seed, number)
+        chosen = torch.randint(len(images), (settings.batch,), generator=draw)
+        draw = drawing(settings.seed + 1 + accelerator.process_index, number)
+        pixels = images[chosen[rows]].to(accelerator.device)
+        warm = min(1.0, (number + 1) / max(1, min(WARM_UP, of // 10)))
+        for group in optimiser.param_groups:
+            group["lr"] = settings.rate * warm * 0.5 * (1 + math.cos(math.pi * number / of))
+        value = loss(model, pixels, draw)
+        optimiser.zero_grad(set_to_none=True)
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        return float(accelerator.reduce(value.detach(), "mean"))
+
+    # Of several processes the first decides.
+    (steps,) = broadcast_object_list([_kept_steps(work, plan) if accelerator.is_main_process else None])
+    if steps is None:
+        steps = settings.steps or _steps_that_fit(step_of, model, optimiser, seconds=3600 * settings.hours)
+        (steps,) = broadcast_object_list([steps])
+        if accelerator.is_main_process:
+            _write(work / PLAN, json.dumps(plan | {"steps": steps}, indent=1).encode())
+    losses: list[float] = []
+    if (work / STATE).exists():
+        kept = _read_state(work / STATE)
+        accelerator.unwrap_model(model).load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        losses = kept["losses"]
+    columns = (
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4g}"),
+    )  # fmt: skip
+    saved = time.monotonic()
+    with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
+        task = progress.add_task("", total=steps, completed=len(losses), loss=math.nan)
+        for number in range(len(losses), steps):
+            losses.append(step_of(number, of=steps))
+            if not math.isfinite(losses[-1]):
+                raise FvitError(f"the loss is {losses[-1]} at step {number}: train with a lower --rate")
+            progress.update(task, advance=1, loss=float(np.mean(losses[-50:])))
+            done = number + 1 == steps
+            if accelerator.is_main_process and (done or time.monotonic() - saved > settings.checkpoint):
+                state = {
+                    "model": accelerator.unwrap_model(model).state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "losses": losses,
+                }
+                whole = io.BytesIO()
+                torch.save(state, whole)
+                _write(work / STATE, whole.getvalue())
+                saved = time.monotonic()
+    accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its own forward again
+    return losses
+
+
+def _accelerator(mixed_precision: str) -> Any:
+    """Raises FvitError where this machine has no such arithmetic."""
+    AcceleratorState._reset_state()  # accelerate keeps one precision for the whole process
+    try:
+        return Accelerator(mixed_precision=mixed_precision)
+    except ValueError as error:
+        raise FvitError(f"mixed precision '{mixed_precision}' cannot be used: {error}") from error
+
+
+def _steps_that_fit(
+    step_of: Callable[..., float], model: nn.Module, optimiser: Any, *, seconds: float
+) -> int:
+    """Measured on steps that are then undone."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    step_of(0, of=MEASURED)
+    began = time.monotonic()
+    for number in range(MEASURED):
+        step_of(number, of=MEASURED)
+    each = (time.monotonic() - began) / MEASURED
+    model.load_state_dict(before)
+    optimiser.state.clear()
+    return max(1, int(seconds / each))
+
+
+def _kept_steps(work: Path, plan: dict[str, Any]) -> int | None:
+    """The number of steps of the same plan in the folder; None where there is none."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        kept = json.loads((work / PLAN).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise FvitError(f"{work} cannot be used to keep checkpoints: {error}") from error
+    for name, value in plan.items():
+        if kept.get(name) != value:
+            raise FvitError(
+                f"{work} holds a training with {name} {kept.get(name)}, not {value}: remove it, or ask for "
+                "the same"
+            )
+    return int(kept["steps"])
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise FvitError(f"the checkpoint {file} is damaged: remove {file.parent} and begin again") from error
+
+
+def _write(file: Path, data: bytes) -> None:
+    part = file.with_suffix(".part")
+    try:
+        part.write_bytes(data)
+        part.replace(file)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise FvitError(f"cannot write {file}: {reason_of(error)}") from error

@@ -1,0 +1,222 @@
+"""A bundle's classifier -> one whose explanations hold still on denoised copies (docs/denoisers.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fvit.certificates.claims import top_tokens
+from fvit.engines.base import weights_file
+from fvit.engines.opening import open_engine
+from fvit.errors import FvitError
+from fvit.export.bundles import ROWS, Exported
+from fvit.export.calibration import IMAGES, denoiser_feeds
+from fvit.export.classifiers import ExplainedClassifier
+from fvit.export.comparing import classified, compared, measure, right_classes
+from fvit.export.distillation import LEAST, Teacher, precision_for, teacher_of
+from fvit.export.graphs import export_graph
+from fvit.export.precision import quantise
+from fvit.export.rebuilding import OUTPUTS, example, rebuild
+from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.runtime.bundle import CLASSIFIER, DENOISER, Bundle, Origin, open_bundle, seal, write_bundle
+
+WEIGHTS = "classifier.safetensors"
+"""The tuned weights beside the checkpoints, from which the new bundle can be tuned again."""
+
+CLEAN = 4
+"""Of so many copies' images one is also shown clean."""
+
+ATTRIBUTION = 0.3
+"""Weight of the attribution's divergence beside the logits'."""
+
+EVEN = 0.05
+"""Of every attribution in the loss so much is spread evenly: explanations that cut at zero hold shares of
+exactly 0, which have no logarithm."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """weights: the checkpoint that the classifier was exported from, where it was one; sigmas: range of the
+    copies' levels; precision: of the new bundle, the old one's unless told; labels: as right_classes takes
+    them; held_out images, n copies of each, are measured."""
+
+    weights: Path | None = None
+    sigmas: tuple[float, float] = (0.12, 1.0)
+    precision: str | None = None
+    labels: str | None = None
+    held_out: int = 60
+    n: int = 320
+
+
+def tune_bundle(
+    folder: Path, out: Path, *, images: Path, asked: Asked, settings: Settings, console: Console
+) -> dict[str, Exported]:
+    """Tune the classifier on a folder of images, write its bundle, and measure both bundles.
+
+    Checkpoints as distill_bundle's. Raises FvitError for a classifier that cannot be rebuilt to be trained,
+    and for what cannot be read, trained on or written.
+    """
+    bundle = open_bundle(folder)
+    manifest = bundle.manifest
+    precision = precision_for(bundle, asked.precision)
+    lowest, highest = asked.sigmas
+    known = manifest.schedule.sigmas
+    if not known[0] * (1 - 1e-6) <= lowest < highest <= known[-1] * (1 + 1e-6):
+        raise FvitError(
+            f"the denoiser knows σ from {known[0]:.4f} to {known[-1]:.4g}, and {lowest:g}:{highest:g} is no "
+            "range inside: give another --sigmas"
+        )
+    training, held_out = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
+    right = right_classes(bundle, held_out, labels=asked.labels)
+    original = rebuild(bundle, weights=asked.weights)
+    files = Files(training, size=manifest.image_size)
+    with work_of(out) as work:
+        tuned = rebuild(bundle, weights=asked.weights)
+        losses = train_classifier(
+            tuned,
+            original,
+            files,
+            settings,
+            denoise=teacher_of(bundle),
+            sigmas=asked.sigmas,
+            work=work,
+            console=console,
+            name=f"{manifest.classifier} of {bundle.digest}",
+        )
+    if not is_first():
+        return {}
+    console.print(described(losses))
+    save_file(tuned.model.state_dict(), work / WEIGHTS)
+    report = write_tuned(bundle, tuned, out, images=files, precision=precision)
+    before, after = (measure(each, held_out, right, n=asked.n) for each in (folder, out))
+    title = f"{len(held_out)} images held out, n = {asked.n}, {precision}"
+    console.print(compared(("before", "after"), before, after, title=title))
+    console.print(_clean(bundle, open_bundle(out), held_out, right))
+    for name, old, new in [
+        (f"{what} at σ = {b.sigma:g}", getattr(b, what), getattr(a, what))
+        for b, a in zip(before, after, strict=True)
+        for what in ("accuracy", "certified", "radius")
+    ]:
+        if new < old:
+            console.print(f"lost: {name} fell from {old:.3f} to {new:.3f}")
+    return report
+
+
+def train_classifier(
+    tuned: ExplainedClassifier,
+    original: ExplainedClassifier,
+    images: Images,
+    settings: Settings,
+    *,
+    denoise: Teacher,
+    sigmas: tuple[float, float],
+    work: Path,
+    console: Console,
+    name: str = "",
+) -> list[float]:
+    """Tune a copy of the original in place, and return the loss of every step.
+
+    The loss: with the original's class probabilities p and attribution w on the clean image, KL(p‖·) +
+    ATTRIBUTION · KL(w‖·) of the tuned one's on a denoised copy of each image, at a σ that is log-uniform in
+    the range, and on one in CLEAN of the images themselves. The denoiser stays as it is. What an explanation
+    differentiates is computed in fp32. name: of the original, for the plan. Raises FvitError as train does.
+    """
+    if tuned.needs_gradients:
+        settings = dataclasses.replace(settings, mixed_precision="no")
+    ratio = math.log(sigmas[1] / sigmas[0])
+
+    def loss(model: nn.Module, pixels: Tensor, draw: torch.Generator) -> Tensor:
+        original.to(pixels.device)
+        clean = pixels.float() / 255
+        sigma = (sigmas[0] * torch.exp(ratio * torch.rand(len(pixels), generator=draw))).to(pixels.device)
+        noise = torch.randn(clean.shape, generator=draw).to(pixels.device)
+        copies = denoise(clean + sigma[:, None, None, None] * noise, sigma)
+        shown = resized(clean, original.size)
+        few = len(shown[::CLEAN])
+        with torch.no_grad():
+            logits, attribution = original(shown)
+        found, spread = model(torch.cat([copies, shown[::CLEAN]]))
+        wanted = torch.cat([logits, logits[::CLEAN]]).float(), torch.cat([attribution, attribution[::CLEAN]])
+        of_class = F.kl_div(
+            F.log_softmax(found.float(), dim=1), F.softmax(wanted[0], dim=1), reduction="none"
+        )
+        of_tokens = F.kl_div(_mixed(spread).log(), _mixed(wanted[1]), reduction="none")
+        rows = of_class.sum(dim=1) + ATTRIBUTION * of_tokens.sum(dim=1)
+        total: Tensor = rows[: len(copies)].mean() + rows[-few:].mean()
+        return total
+
+    plan = {"tuned": name, "sigmas": list(sigmas)}
+    losses = train(tuned, loss, images, settings, work=work, plan=plan, console=console)
+    tuned.cpu().eval()
+    return losses
+
+
+def _mixed(attribution: Tensor) -> Tensor:
+    return (1 - EVEN) * attribution.float() + EVEN / attribution.shape[1]
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Clean images [B,3,H,W] at the classifier's size, as the denoiser's graph brings copies to it."""
+    if images.shape[2:] == size:
+        return images
+    return F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def write_tuned(
+    bundle: Bundle, tuned: ExplainedClassifier, out: Path, *, images: Images, precision: str
+) -> dict[str, Exported]:
+    """The bundle with the tuned classifier in its place; the denoiser is the bundle's own graph. Arguments
+    and errors as write_student's."""
+    manifest = bundle.manifest
+    origin = Origin(name=manifest.classifier, bundle=bundle.digest)
+    changed = manifest.model_copy(update={"tuned_from": origin, "precision": precision})
+    with write_bundle(out) as temporary:
+        graph = temporary / CLASSIFIER
+        error = export_graph(
+            tuned,
+            {"images": example(tuned)},
+            outputs=OUTPUTS,
+            graph=graph,
+            backward=tuned.needs_gradients,
+            half=precision == "fp16",
+        )
+        report = {CLASSIFIER: Exported(error)}
+        for file in {bundle.denoiser.name, weights_file(bundle.denoiser).name} & manifest.files.keys():
+            shutil.copyfile(bundle.folder / file, temporary / file)
+        if precision == "int8":
+            pixels = images[torch.arange(min(IMAGES, len(images)))].numpy()
+            feeds = denoiser_feeds(pixels, manifest.schedule, rows=ROWS)
+            denoiser = open_engine(temporary / DENOISER, device="cpu")
+            inputs = {DENOISER: feeds, CLASSIFIER: [denoiser.run(each) for each in feeds]}
+            for name in inputs if manifest.precision == "fp32" else (CLASSIFIER,):
+                error = report[name].error if name in report else 0.0
+                report[name] = Exported(error, quantise(temporary / name, inputs[name]))
+        seal(temporary, changed)
+    return report
+
+
+def _clean(before: Bundle, after: Bundle, files: list[str], right: list[int]) -> Table:
+    """What both classifiers make of the clean images."""
+    k = min(10, before.manifest.tokens - 1)
+    seen = [classified(each, files) for each in (before, after)]
+    tops = [[set(top_tokens(row, k).tolist()) for row in attribution] for _, attribution in seen]
+    shared = np.mean([len(old & new) / k for old, new in zip(*tops, strict=True)])
+    table = Table(title="clean images")
+    table.add_column("")
+    for heading in ("accuracy", f"top {k} shared with the original's"):
+        table.add_column(heading, justify="right")
+    for name, (logits, _), share in zip(("before", "after"), seen, (1.0, shared), strict=True):
+        accuracy = np.mean(logits.argmax(axis=1) == np.array(right))
+        table.add_row(name, f"{accuracy:.1%}", f"{share:.1%}")
+    return table

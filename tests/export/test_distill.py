@@ -1,0 +1,196 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from fvit.demo.data import compositions
+from fvit.engines.opening import open_engine
+from fvit.errors import FvitError
+from fvit.export.distillation import Asked, distill_bundle, train_student
+from fvit.export.graphs import export_graph
+from fvit.export.students import Shape, Student, shape_of
+from fvit.export.training import PLAN, STATE, Settings
+from fvit.runtime.bundle import open_bundle
+from tests.export.test_cli import last_line, run
+
+SHAPE = Shape(width=8, fold=4, lowest=0.12, highest=1.0)
+QUIET = Console(quiet=True)
+
+
+class Pixels:
+    """Compositions that can be made to fail at a batch, as a process that is killed there."""
+
+    def __init__(self, *, ends: int | None = None) -> None:
+        self.pixels = torch.from_numpy(compositions(64, seed=1, split="train").images).permute(0, 3, 1, 2)
+        self.left = ends
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def __getitem__(self, chosen: Tensor) -> Tensor:
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return self.pixels[chosen]
+
+
+def trained(work: Path, images: Pixels, *, steps: int = 30, seed: int = 0) -> tuple[Student, list[float]]:
+    settings = Settings(rate=2e-3, batch=16, steps=steps, seed=seed, mixed_precision="no", checkpoint=0)
+    return train_student(
+        SHAPE, images, settings, size=(64, 64), output_size=(64, 64), work=work, console=QUIET
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """72 compositions as files, in two folders."""
+    folder = tmp_path_factory.mktemp("images")
+    for number, pixels in enumerate(compositions(72, seed=2, split="train").images):
+        (folder / str(number % 2)).mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(folder / str(number % 2) / f"{number}.png")
+    return folder
+
+
+def test_the_loss_falls_and_a_killed_training_goes_on_to_the_same_curve(tmp_path: Path) -> None:
+    student, losses = trained(tmp_path / "whole", Pixels())
+    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+    for steps in (1, 9, 10):
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path / "broken", Pixels(ends=steps))
+    resumed, again = trained(tmp_path / "broken", Pixels())
+    assert again == losses
+    for name, value in student.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+
+
+def test_another_training_in_the_same_folder_is_refused_by_what_differs(tmp_path: Path) -> None:
+    trained(tmp_path, Pixels(), steps=1)
+    with pytest.raises(FvitError, match="seed 0, not 1"):
+        trained(tmp_path, Pixels(), steps=1, seed=1)
+
+
+def test_time_is_turned_into_steps_once(tmp_path: Path) -> None:
+    settings = Settings(rate=2e-3, batch=4, hours=2 / 3600, mixed_precision="bf16")
+    arguments = {"size": (64, 64), "output_size": (64, 64), "work": tmp_path, "console": QUIET}
+    _, losses = train_student(SHAPE, Pixels(), settings, **arguments)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / PLAN).read_text())["steps"] == len(losses)
+    assert train_student(SHAPE, Pixels(), settings, **arguments)[1] == losses  # type: ignore[arg-type]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [PLAN, STATE]
+
+
+@pytest.mark.parametrize("output", [(64, 64), (48, 40)])
+def test_an_exported_student_equals_torch_at_every_level(output: tuple[int, int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    student = Student(SHAPE).resized((64, 64), output).eval()
+    for parameter in student.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    sigma = np.array([0.12, 0.25, 0.5, 1.0], np.float32)
+    inputs = {
+        "noisy": torch.rand(4, 3, 64, 64),
+        "sigma": torch.tensor(sigma),
+        "timestep": torch.tensor(SHAPE.schedule.timestep(sigma), dtype=torch.float32),
+    }
+    assert inputs["timestep"].tolist() == pytest.approx(
+        (np.log(sigma / 0.12) / np.log(1 / 0.12)).tolist(), abs=1e-6
+    )
+    export_graph(student, inputs, outputs=("images",), graph=tmp_path / "s.onnx")
+    engine = open_engine(tmp_path / "s.onnx", device="cpu")
+    found = engine.run({name: value.numpy() for name, value in inputs.items()})["images"]
+    assert found.shape == (4, 3, *output)
+    for row in range(4):
+        with torch.no_grad():
+            expected = student(*(value[row : row + 1] for value in inputs.values())).numpy()
+        assert np.abs(found[row] - expected).max() < 1e-5
+
+
+def test_preconditioning_is_karras_and_others() -> None:
+    """With a network that answers nothing: c_skip·x, the best linear guess of data of this spread."""
+    student = Student(SHAPE)
+    for parameter in student.network.last.parameters():
+        torch.nn.init.zeros_(parameter)
+    noisy, sigma = torch.rand(2, 3, 64, 64), torch.tensor([0.25, 1.0])
+    skip = 0.25 / ((2 * sigma) ** 2 + 0.25)
+    expected = skip[:, None, None, None] * (2 * noisy - 1)
+    assert torch.allclose(student.guess(noisy, sigma, torch.rand(2)), expected, atol=1e-6)
+
+
+def test_a_student_in_int8_takes_its_teachers_place(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    asked = Asked(size="tiny", sigmas=(0.12, 1.0), share=0.5, precision="int8", held_out=2, n=32)
+    settings = Settings(rate=2e-3, batch=8, steps=10)
+    console = Console(record=True, width=120, file=(tmp_path / "said").open("w"))
+    distill_bundle(
+        demo_bundle, tmp_path / "b", images=folder, asked=asked, settings=settings, console=console
+    )
+    before, after = open_bundle(demo_bundle), open_bundle(tmp_path / "b")
+    assert after.manifest.teacher is not None
+    assert (after.manifest.teacher.name, after.manifest.teacher.bundle) == ("fvit-demo-unet", before.digest)
+    assert (after.manifest.precision, after.manifest.denoiser) == ("int8", "fvit-student-24")
+    said = console.export_text()
+    assert "teacher" in said
+    assert "student" in said
+    assert "copies/s" in said
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "message"),
+    [
+        ("absent", {}, "absent does not exist"),
+        ("few", {}, "holds 1 images: training needs 64 at least"),
+        ("many", {"size": "huge"}, "size 'huge' is unknown: use one of tiny, small, base"),
+        ("many", {"sigmas": (1.0, 0.1)}, "is no range"),
+        ("many", {"sigmas": (1e-9, 1.0)}, "the teacher knows σ from"),
+        ("many", {"precision": "fp16"}, "cannot become one in fp16"),
+    ],
+)
+def test_what_cannot_be_distilled_is_said(
+    images: str,
+    asked: dict[str, Any],
+    message: str,
+    demo_bundle: Path,
+    folder: Path,
+    photo: Path,
+    tmp_path: Path,
+) -> None:
+    places = {"absent": tmp_path / "absent", "few": photo.parent, "many": folder}
+    with pytest.raises(FvitError, match=message):
+        distill_bundle(
+            demo_bundle, tmp_path / "b", images=places[images], asked=Asked(**{"held_out": 4} | asked),
+            settings=Settings(rate=1e-3, batch=8, steps=1), console=QUIET,
+        )  # fmt: skip
+    assert not (tmp_path / "b").exists()
+    assert not (tmp_path / "b.training").exists()
+
+
+def test_arithmetic_that_the_machine_lacks_is_said(tmp_path: Path) -> None:
+    settings = Settings(rate=1e-3, batch=8, steps=1, mixed_precision="fp12")
+    with pytest.raises(FvitError, match="mixed precision 'fp12' cannot be used"):
+        train_student(
+            SHAPE, Pixels(), settings, size=(64, 64), output_size=(64, 64), work=tmp_path, console=QUIET
+        )
+
+
+def test_a_disk_that_is_full_while_training_is_one_line(
+    demo_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    """No file may grow beyond 100 KB, which no checkpoint fits into."""
+    done = run(
+        "fvit-export", "distill", demo_bundle, tmp_path / "b", "--images", folder, "--size", "tiny",
+        "--steps", "1", "--share", "0", "--held-out", "4", largest_file=100_000,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "state.pt" in last_line(done)
+    assert [file.name for file in (tmp_path / "b.training").iterdir()] == [PLAN]
+
+
+def test_sides_that_cannot_be_folded_are_refused() -> None:
+    with pytest.raises(FvitError, match="multiples of 8"):
+        shape_of(size="base", image_size=(60, 64), sigmas=(0.12, 1.0))
+    with pytest.raises(FvitError, match="multiples of 16"):
+        shape_of(size="base", image_size=(136, 128), sigmas=(0.12, 1.0))
