@@ -18,7 +18,7 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.cluster.connecting import check_address, connected, ray_module
 from fvit.cluster.crew import Crew, Job, Member, Needs, told
-from fvit.cluster.worker import Setting
+from fvit.cluster.worker import PNG, Drawn, Setting
 from fvit.errors import FvitError
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.certifier import Certified
@@ -93,7 +93,7 @@ class Cluster:
                 for member, answer in crew.answered(0 if hungry else BEAT):
                     self._check()
                     try:
-                        certificate, png = self._ray.get(answer, timeout=ANSWER)
+                        certificate, files = self._ray.get(answer, timeout=ANSWER)
                     except self._ray.exceptions.RayTaskError as error:
                         reason = told(error.cause)
                         failed[member.jobs[answer]] += 1
@@ -105,7 +105,7 @@ class Cluster:
                     else:
                         job = crew.done(member, answer, copies=certificate.copies)
                         progress.done(certificate)
-                        yield Certified(job.picture, certificate, partial(_write, png))
+                        yield Certified(job.picture, certificate, partial(_write, files))
                 if on_copies is not None:
                     progress.show(crew.under_way())
 
@@ -216,8 +216,11 @@ def _gpus(device: str) -> int | None:
     return count
 
 
-def _write(png: bytes, file: Path) -> None:
+def _write(files: Drawn, png: Path) -> None:
     from fvit.runtime.pictures import written_whole
 
-    with written_whole(file) as part:
-        part.write_bytes(png)
+    for name, data in files.items():
+        file = png if name == PNG else png.parent / name
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file) as part:
+            part.write_bytes(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,10 +15,17 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.cluster.travel import Packed, at_hand, unpacked
 from fvit.errors import FvitError
+from fvit.runtime.certifier import draw
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.loading import Batch, load
 from fvit.runtime.queue import Account
+
+Drawn = Mapping[str, bytes]
+"""What is drawn of a picture: files by their paths in a folder."""
+
+PNG = "picture.png"
+"""The path of its PNG there, which has another name where it is kept."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +82,9 @@ class Worker:
 
     async def certify(
         self, picture: Picture, terms: Terms, *, seconds: float | None, drawn: bool
-    ) -> tuple[Certificate, bytes | None]:
-        """The certificate of a picture and, where it is to be drawn, its PNG. Raises FvitError as the model
-        does."""
+    ) -> tuple[Certificate, Drawn]:
+        """The certificate of a picture and, where it is to be drawn, its pictures. Raises FvitError as the
+        model does."""
         assert self._vit is not None and terms.seed is not None
         self._counted[picture.pixels_sha256] = 0
 
@@ -93,8 +101,9 @@ class Worker:
         finally:
             with self._lock:
                 del self._counted[picture.pixels_sha256]
-        png = await asyncio.to_thread(_png, self._vit, picture, certificate) if drawn else None
-        return certificate, png
+        if not drawn:
+            return certificate, {}
+        return certificate, await asyncio.to_thread(_drawn, self._vit, picture, certificate)
 
     async def under_way(self) -> int:
         """Copies that are counted of pictures that are not done."""
@@ -102,10 +111,8 @@ class Worker:
             return sum(self._counted.values())
 
 
-def _png(vit: FaithfulViT, picture: Picture, certificate: Certificate) -> bytes:
-    from fvit.runtime.pictures import write_picture
-
+def _drawn(vit: FaithfulViT, picture: Picture, certificate: Certificate) -> Drawn:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "picture.png"
-        write_picture(vit, picture, certificate, file=file)
-        return file.read_bytes()
+        draw(vit, picture, certificate, Path(folder) / PNG)
+        files = (file for file in Path(folder).rglob("*") if file.is_file())
+        return {str(file.relative_to(folder)): file.read_bytes() for file in files}

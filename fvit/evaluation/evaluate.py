@@ -32,7 +32,6 @@ from fvit.evaluation.mosaics import fours, mosaic_row
 from fvit.evaluation.perturbing import mosaic
 from fvit.evaluation.rows import row_of
 from fvit.evaluation.tables import mosaic_tables, tables
-from fvit.evaluation.thumbnails import write_thumbnail
 from fvit.runtime.faithful import FaithfulViT, at_once
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.journal import Journal
@@ -40,6 +39,8 @@ from fvit.runtime.pictures import written_whole
 from fvit.runtime.plain import classify_plain
 from fvit.runtime.queue import Account
 from fvit.runtime.run import Told
+from fvit.runtime.thumbnails import write_thumbnail
+from fvit.runtime.truth import write_truth
 
 NAME = "evaluation.json"
 MOSAICS = "mosaics"
@@ -102,6 +103,7 @@ class Evaluation:
         self.radii = radii_of(terms)
         self._rows, self._of_mosaics = Rows(), Rows()
         self._pointed: list[tuple[Sample, int]] = []
+        self._labels: dict[str, int] = {}
         self._account = Account()
         # Of the journal and of what is kept, which know of one thread.
         self._lock = Lock()
@@ -150,8 +152,10 @@ class Evaluation:
         return found
 
     def write(self, found: dict[str, Any]) -> None:
-        """Write the tables as JSON, whole or not at all; raises FvitError where that fails."""
+        """Write the tables as JSON and the labels of their images, each whole or not at all; raises
+        FvitError where that fails."""
         file = self.journal.folder / NAME
+        write_truth(file.parent, self._labels.items(), names=self.vit.bundle.manifest.labels)
         try:
             with written_whole(file) as part:
                 part.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -234,7 +238,9 @@ class Evaluation:
         label = seen.sample.label
         self._rows.add(row_of(label, certificate, measures, radii=self.radii))
         self.counted.evaluated += 1
-        self.counted.labelled += label is not None
+        if label is not None:
+            self.counted.labelled += 1
+            self._labels[seen.picture.pixels_sha256] = label
         self.counted.masked += seen.mask is not None
         of_class = certificate.class_
         if not of_class.abstained and label in (None, of_class.index):

@@ -34,10 +34,12 @@ def row_of(label: int | None, certificate: Certificate, measures: Measures, *, r
     """radii: at which it is asked what is certified. Every image has the same keys."""
     said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": measures.smoothed}
     sides = {radius: certificate.attention.map(radius).ravel() for radius in radii}
+    right = NONE if label is None else (measures.plain.index == label, 1)
     return dict(
         [
-            *_certified(label, certificate, measures, radii),
-            *_map(sides),
+            (("accuracy", "plain"), right),
+            *_certified(label, certificate, radii),
+            *_map(certificate, radii),
             *_curves(label, said, measures),
             *_removals(label, said, measures),
             *_segmentation(measures.mask),
@@ -46,20 +48,22 @@ def row_of(label: int | None, certificate: Certificate, measures: Measures, *, r
     )
 
 
+def record_row(label: int | None, certificate: Certificate, *, radii: Sequence[float]) -> Row:
+    """The part of every figure that takes a certificate alone; means have none of the map's."""
+    return dict([*_certified(label, certificate, radii), *_map(certificate, radii)])
+
+
 def models_of(measures: Measures) -> list[Model]:
     """Who was asked what perturbed images show."""
     return list(dict.fromkeys(curve.model for curve in measures.curves))
 
 
-def _certified(
-    label: int | None, certificate: Certificate, measures: Measures, radii: Sequence[float]
-) -> Iterator[Part]:
+def _certified(label: int | None, certificate: Certificate, radii: Sequence[float]) -> Iterator[Part]:
     of_class, attention = certificate.class_, certificate.attention
     right = of_class.index == label
     known = label is not None
     yield ("abstained", "class"), (of_class.abstained, 1)
     yield ("abstained", "attention"), (attention.abstained, 1)
-    yield ("accuracy", "plain"), (measures.plain.index == label, 1) if known else NONE
     yield ("accuracy", "smoothed"), (right and not of_class.abstained, 1) if known else NONE
     for radius in radii:
         class_holds = not of_class.abstained and of_class.radius_l2 >= radius
@@ -72,10 +76,15 @@ def _certified(
             yield ("certified accuracy", claim, radius), (it and right, 1) if known else NONE
 
 
-def _map(sides: Mapping[float, Sides]) -> Iterator[Part]:
-    for radius, side in sides.items():
-        yield ("map", "in", radius), (float((side > 0).mean()), 1)
-        yield ("map", "out", radius), (float((side < 0).mean()), 1)
+def _map(certificate: Certificate, radii: Sequence[float]) -> Iterator[Part]:
+    if certificate.attention.map_radii is None:
+        return
+    reach = np.asarray(certificate.attention.map_radii)
+    for name, of in (("in", np.sort(reach)), ("out", np.sort(-reach))):
+        # At 0 everything that is certified at any radius.
+        below = np.searchsorted(of, np.maximum(radii, np.nextafter(0, 1)))
+        for radius, count in zip(radii, len(of) - below, strict=True):
+            yield ("map", name, radius), (float(count / len(of)), 1)
 
 
 def _asked(judged: Judged, said: Judged, label: int | None) -> dict[str, tuple[float, float]]:

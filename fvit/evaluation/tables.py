@@ -21,19 +21,11 @@ def tables(
     figures: Figures, *, radii: Sequence[float], models: Sequence[Model], labelled: bool, masked: bool
 ) -> Json:
     """labelled, masked: whether any image is. models: who was asked what perturbed images show."""
-    found: Json = {
-        "abstained": {claim: figures.of(("abstained", claim)) for claim in ("class", "attention")},
-        "certified": [_at(figures, "certified", radius) for radius in radii],
-        "map": [
-            {"radius": radius, **{side: figures.of(("map", side, radius)) for side in ("in", "out")}}
-            for radius in radii
-        ],
-        "curves": _curves(figures, models, labelled=labelled),
-        "certified_deletion": _deletion(figures, models, labelled=labelled),
-    }
+    found = record_tables(figures, radii=radii, labelled=labelled, mapped=True)
+    found["curves"] = _curves(figures, models, labelled=labelled)
+    found["certified_deletion"] = _deletion(figures, models, labelled=labelled)
     if labelled:
         found["accuracy"] = {model: figures.of(("accuracy", model)) for model in MODELS}
-        found["certified_accuracy"] = [_at(figures, "certified accuracy", radius) for radius in radii]
     if masked:
         found["segmentation"] = [_segmentation(figures, explanation) for explanation in EXPLANATIONS]
         found["certified_localisation"] = [
@@ -46,6 +38,23 @@ def tables(
             }
             for radius in radii
         ]
+    return found
+
+
+def record_tables(figures: Figures, *, radii: Sequence[float], labelled: bool, mapped: bool) -> Json:
+    """What certificates alone come to. mapped: whether they have maps, which those of means have not."""
+    found: Json = {
+        "abstained": {claim: figures.of(("abstained", claim)) for claim in ("class", "attention")},
+        "certified": [_at(figures, "certified", radius) for radius in radii],
+    }
+    if mapped:
+        found["map"] = [
+            {"radius": radius, **{side: figures.of(("map", side, radius)) for side in ("in", "out")}}
+            for radius in radii
+        ]
+    if labelled:
+        found["accuracy"] = {"smoothed": figures.of(("accuracy", "smoothed"))}
+        found["certified_accuracy"] = [_at(figures, "certified accuracy", radius) for radius in radii]
     return found
 
 

@@ -18,7 +18,8 @@ from fvit.runtime.images import Picture
 
 @dataclass(frozen=True, eq=False)
 class Certified:
-    """One picture that is done. draw: writes its PNG to a file, whole or not at all."""
+    """One picture that is done. draw: writes its PNG to a file, and its thumbnails beside that, each whole or
+    not at all."""
 
     picture: Picture
     certificate: Certificate
@@ -77,10 +78,13 @@ class Here:
         )
         for certificate in certificates:
             picture = under_way.popleft()
-            yield Certified(picture, certificate, partial(_draw, self._vit, picture, certificate))
+            yield Certified(picture, certificate, partial(draw, self._vit, picture, certificate))
 
 
-def _draw(vit: FaithfulViT, picture: Picture, certificate: Certificate, file: Path) -> None:
+def draw(vit: FaithfulViT, picture: Picture, certificate: Certificate, file: Path) -> None:
+    """As Certified has it."""
     from fvit.runtime.pictures import write_picture
+    from fvit.runtime.thumbnails import write_thumbnail
 
     write_picture(vit, picture, certificate, file=file)
+    write_thumbnail(vit, picture, certificate, folder=file.parent)

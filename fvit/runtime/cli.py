@@ -210,6 +210,7 @@ def fvit_certify(
             finally:
                 if summary is not None:
                     came_to.write(summary)
+                run.keep_labels()
                 run.report()
     if came_to.failed:
         raise typer.Exit(1)

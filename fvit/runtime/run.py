@@ -25,6 +25,7 @@ from fvit.runtime.images import Picture, read_image
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.summary import Summary
 from fvit.runtime.table import Row, row_of, table_of
+from fvit.runtime.truth import write_truth
 
 LONGEST_STEM = 200
 """Bytes of an image's name that its pictures carry: a name may have 255 on most file systems."""
@@ -113,6 +114,12 @@ class Run:
             self.told.problems.print(
                 f"[bold red]{summary.failed} of {summary.images} images could not be certified[/]"
             )
+
+    def keep_labels(self) -> None:
+        """Beside the records, the right classes of their images; raises FvitError where that fails."""
+        if self.journal is not None and self.labels is not None:
+            found = ((digest.hex(), self.labels[number]) for digest, number in self._seen.items())
+            write_truth(self.journal.folder, found, names=self.certifier.bundle.manifest.labels)
 
     def _print_rows(self) -> None:
         if self._rows:

@@ -40,9 +40,12 @@ def test_pictures_are_drawn_by_workers_and_kept_here(
     assert (done.status, done.stderr) == (0, "")
     assert "records and pictures are in" in done.stdout
     locally(*asked, out=tmp_path / "here")
-    names = {file.name for file in (tmp_path / "here").iterdir()}
-    assert {file.name for file in (tmp_path / "ray").iterdir()} == names and len(names) == 3
-    for name in names - {NAME}:
+    made = [
+        {str(file.relative_to(tmp_path / place)) for file in (tmp_path / place).rglob("*") if file.is_file()}
+        for place in ("here", "ray")
+    ]
+    assert made[0] == made[1] and len(made[0]) == 5
+    for name in made[0] - {NAME}:
         one, other = (Image.open(tmp_path / place / name) for place in ("ray", "here"))
         assert one.tobytes() == other.tobytes()
 

@@ -60,7 +60,7 @@ def test_tables_of_the_embedded_model(
     assert len((tmp_path / RECORDS).read_bytes().splitlines()) == 4
     assert all(
         Image.open(file).size == (3 * 64, 64) and file.stat().st_size < 6000
-        for file in (tmp_path / "thumbnails").iterdir()
+        for file in (tmp_path / "thumbnails").glob("*.webp")
     )
     before = (tmp_path / TABLES).read_bytes()
     assert here("evaluate", *arguments, "--quiet") == Ended(0, "", "")

@@ -373,4 +373,4 @@ def test_killed_at_twenty_random_points_it_comes_to_the_same_to_the_bit(tmp_path
         thumbnails = [
             sorted(file.name for file in (place / "thumbnails").iterdir()) for place in (out, reference)
         ]
-        assert thumbnails[0] == thumbnails[1] and len(thumbnails[0]) == IMAGES
+        assert thumbnails[0] == thumbnails[1] and len(thumbnails[0]) == 2 * IMAGES

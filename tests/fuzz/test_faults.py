@@ -18,6 +18,7 @@ from PIL import Image
 
 from fvit.runtime import parquet
 from fvit.runtime.journal import LOCK, NAME
+from fvit.runtime.thumbnails import FOLDER
 from tests.commands import obey_modes
 from tests.fuzz.trying import HANGS, LONG
 
@@ -137,7 +138,8 @@ def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
     assert len(pictures) == IMAGES
     for picture in pictures:
         Image.open(picture).load()
-    whole = {NAME, parquet.NAME, *(picture.name for picture in pictures)}
+    whole = {NAME, FOLDER, parquet.NAME, *(picture.name for picture in pictures)}
+    assert len(list((out / FOLDER).iterdir())) == 2 * IMAGES
     assert {entry.name for entry in out.iterdir()} == whole
     assert pyarrow.parquet.read_table(out / parquet.NAME).num_rows == IMAGES
 
@@ -177,4 +179,4 @@ def test_of_runs_at_once_on_one_folder_each_says_what_is_true(
         assert run.stderr in ([""] if status == 0 else refused)
     assert records(tmp_path) == uninterrupted
     assert not (tmp_path / LOCK).exists()
-    assert len(list(tmp_path.iterdir())) == 2 + IMAGES
+    assert len(list(tmp_path.iterdir())) == 3 + IMAGES

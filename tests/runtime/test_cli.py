@@ -29,6 +29,8 @@ from fvit.errors import FvitError
 from fvit.runtime import cli, pictures, run
 from fvit.runtime.images import read_image
 from fvit.runtime.journal import LOCK, NAME, Journal
+from fvit.runtime.plain import classify_plain
+from fvit.runtime.thumbnails import FOLDER
 from tests.commands import Ended, ended, here, obey_modes, started
 
 FAST = ("--n", "40", "--alpha", "0.1")
@@ -57,7 +59,9 @@ def without_seconds(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
-def test_rows_records_and_pictures(certify: Certify, samples: list[Path], tmp_path: Path) -> None:
+def test_rows_records_and_pictures(
+    certify: Certify, vit: fvit.FaithfulViT, samples: list[Path], tmp_path: Path
+) -> None:
     done = certify(*samples[:2], *FAST, "--out", tmp_path)
     assert (done.status, done.stderr) == (0, "")
     for sample in samples[:2]:
@@ -68,7 +72,16 @@ def test_rows_records_and_pictures(certify: Certify, samples: list[Path], tmp_pa
     drawn = list(tmp_path.glob("*.png"))
     assert len(drawn) == 2
     assert all(Image.open(picture).width > 1000 for picture in drawn)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert {file.name for file in tmp_path.iterdir()} == {NAME, FOLDER, *(file.name for file in drawn)}
+    for record in records(tmp_path):
+        strip, plain = (tmp_path / FOLDER / f"{record['pixels_sha256']}.{kind}" for kind in ("webp", "png"))
+        assert Image.open(strip).size == (3 * 64, 64)
+        assert (Image.open(plain).size, Image.open(plain).mode) == ((8, 8), "L")
+        image = np.asarray(Image.open(record["image"]).convert("RGB"), float)
+        shown = np.asarray(Image.open(strip).convert("RGB"), float)[:, :64]
+        assert np.abs(shown - image).mean() < 6
+        (attribution,) = classify_plain(vit, read_image(record["image"], size=(64, 64)).pixels[None])[1]
+        assert np.abs(np.asarray(Image.open(plain)).ravel() - 255 * attribution / attribution.max()).max() < 1
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,4 +1,5 @@
-"""One small strip an image: the image, its first noisy copy, and that copy denoised."""
+"""What a report shows of an image beside its record, small: a strip of the image, its first noisy copy and
+that copy denoised; and the plain explanation, a pixel a token."""
 
 from __future__ import annotations
 
@@ -14,30 +15,38 @@ from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, philox_key
 from fvit.runtime.pictures import written_whole
+from fvit.runtime.plain import classify_plain
 
 FOLDER = "thumbnails"
 
-SIDE = 64
+SIDE = 128
 """Pixels of a panel's longer side, at most."""
 
 QUALITY = 70
 
 
 def write_thumbnail(vit: FaithfulViT, picture: Picture, certificate: Certificate, *, folder: Path) -> None:
-    """Write thumbnails/SHA-256 of the pixels.webp in a folder, whole or not at all; raises FvitError where
-    that fails."""
+    """Write to thumbnails/ in a folder two files called by SHA-256 of the pixels, each whole or not at all: a
+    WebP, the strip, and a PNG, the classifier's explanation of the image as it is, its largest token white.
+    Raises FvitError where that fails."""
     key = philox_key(picture.pixels_sha256, size=certificate.size, seed=certificate.seed)
     noisy = noisy_copies(picture.pixels, range(1), sigma=certificate.sigma, key=key)
     denoised = vit.pipeline.denoise(noisy, sigma=np.array([certificate.sigma], np.float32))
+    _, attribution = classify_plain(vit, picture.pixels[None])
     rows, columns = certificate.size
     scale = min(1.0, SIDE / max(rows, columns))
     width, height = round(columns * scale), round(rows * scale)
     strip = Image.new("RGB", (3 * width, height))
     for place, pixels in enumerate((picture.pixels / np.float32(255), noisy[0], denoised[0])):
         strip.paste(_image(pixels).resize((width, height), Image.Resampling.BICUBIC), (place * width, 0))
+    tokens = attribution[0].reshape(certificate.attention.grid)
+    plain = Image.fromarray(np.rint(255 * tokens / max(float(tokens.max()), 1e-12)).astype(np.uint8))
+    file = folder / FOLDER / picture.pixels_sha256
     try:
-        (folder / FOLDER).mkdir(exist_ok=True)
-        with written_whole(folder / FOLDER / f"{picture.pixels_sha256}.webp") as part:
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file.with_suffix(".png")) as part:
+            plain.save(part, format="png")
+        with written_whole(file.with_suffix(".webp")) as part:
             strip.save(part, format="webp", quality=QUALITY)
     except OSError as error:
         raise FvitError(f"cannot write a thumbnail to {folder}: {error.strerror}") from error
