@@ -49,6 +49,7 @@ RECORD = 1 << 20
 """Bytes of a record that /v1/verify takes: those of 3,000 tokens."""
 
 PAGE = Path(__file__).parent / "page"
+SHARED = Path(fvit.__file__).parent / "page"
 SAMPLES = Path(fvit.__file__).parent / "demo" / "samples"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".png": PNG}
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
@@ -461,7 +462,8 @@ async def _told_nobody(request: Request, error: Exception) -> Response:
 
 def _page_files() -> dict[str, tuple[bytes, str]]:
     files = {"/": PAGE / "index.html"}
-    files |= {f"/{name}": PAGE / name for name in ("page.css", "page.js", "canvas.js")}
+    files |= {f"/{name}": PAGE / name for name in ("page.css", "page.js")}
+    files |= {f"/{name}": SHARED / name for name in ("common.css", "canvas.js")}
     files |= {f"/samples/{file.name}": file for file in sorted(SAMPLES.glob("*.png"))}
     return {path: (file.read_bytes(), TYPES[file.suffix]) for path, file in files.items()}
 

@@ -363,39 +363,23 @@ function read() {
     by("token").textContent = "Arrow keys, or the pointer, read a token.";
     return;
   }
-  const [row, column] = [Math.floor(token / attention.grid[1]) + 1, (token % attention.grid[1]) + 1];
-  const [votes, copies] = [attention.votes[token], shown.at(-1).copies];
-  const radius = attention.map_radii?.[token];
-  const side = radius > 0 ? `in within ${radius}` : radius < 0 ? `out within ${-radius}` : "open";
-  const place = attention.tokens.indexOf(token);
-  by("token").textContent =
-    `Row ${row}, column ${column}: top ${attention.k} in ${votes.toLocaleString("en")} of ` +
-    `${copies.toLocaleString("en")} copies` +
-    (attention.map_radii ? `; ${side}` : "") +
-    (place < 0 ? "." : `; its place is certified within ${attention.token_radii[place].toFixed(4)}.`);
+  by("token").textContent = draws.words(attention, token, shown.at(-1).copies);
 }
 
 function point(event) {
   const attention = claim();
-  if (!attention) return;
-  const [rows, columns] = attention.grid;
-  const { left, top, width, height } = by("canvas").getBoundingClientRect();
-  const at = (place, size, count) => Math.min(count - 1, Math.max(0, Math.floor((place / size) * count)));
-  const found = at(event.clientY - top, height, rows) * columns + at(event.clientX - left, width, columns);
-  if (found === token) return;
+  const found = attention && draws.pointed(by("canvas"), attention, event);
+  if (!attention || found === token) return;
   token = found;
   draw();
 }
 
 function step(event) {
   const attention = claim();
-  const columns = attention?.grid[1];
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-  if (!attention || !(event.key in steps || event.key === "Escape")) return;
+  const next = attention ? draws.stepped(attention, token, event.key) : undefined;
+  if (next === undefined) return;
   event.preventDefault();
-  const next = token === null ? 0 : token + steps[event.key];
-  if (event.key === "Escape") token = null;
-  else if (next >= 0 && next < attention.votes.length) token = next;
+  token = next;
   draw();
 }
 

@@ -1,4 +1,4 @@
-// What is drawn of one claim on the explanation: its picture with the explanation or the certified map on it.
+// What is drawn and read of one claim on the explanation: its picture with the explanation or the certified map on it.
 
 // As fvit/runtime/drawing.py has them: of each side a tint, and between which shares of it the picture's greys lie.
 // Each channel by itself is lighter in the one than in the other.
@@ -26,7 +26,7 @@ export function picture(canvas, bitmap, ground) {
   pen.drawImage(bitmap, left, top, w, h, 0, 0, canvas.width, canvas.height);
 }
 
-// Shadow where few copies vote; the k tokens outlined, the wider the larger the radius of their place.
+// Shadow where few copies vote; the k tokens outlined.
 export function explanation(canvas, claim) {
   const pen = canvas.getContext("2d");
   const [rows, columns] = claim.grid;
@@ -36,6 +36,14 @@ export function explanation(canvas, claim) {
     pen.fillStyle = `rgb(8 10 20 / ${0.62 * (1 - votes / copies)})`;
     pen.fillRect((token % columns) * w, Math.floor(token / columns) * h, w, h);
   });
+  outlines(canvas, claim);
+}
+
+// The k tokens, the wider the larger the radius of their place; dashed where it is not certified.
+export function outlines(canvas, claim) {
+  const pen = canvas.getContext("2d");
+  const [rows, columns] = claim.grid;
+  const [w, h] = [canvas.width / columns, canvas.height / rows];
   const most = Math.max(...claim.token_radii, 1e-9);
   const widest = Math.min(9, w / 5);
   claim.tokens.forEach((token, place) => {
@@ -90,4 +98,36 @@ export function cursor(canvas, claim, token) {
     pen.lineWidth = width;
     pen.strokeRect((token % columns) * w + 3, Math.floor(token / columns) * h + 3, w - 6, h - 6);
   }
+}
+
+// What the record says of one token.
+export function words(claim, token, copies) {
+  const [row, column] = [Math.floor(token / claim.grid[1]) + 1, (token % claim.grid[1]) + 1];
+  const radius = claim.map_radii?.[token];
+  const side = radius > 0 ? `in within ${radius}` : radius < 0 ? `out within ${-radius}` : "open";
+  const place = claim.tokens.indexOf(token);
+  return (
+    `Row ${row}, column ${column}: top ${claim.k} in ${claim.votes[token].toLocaleString("en")} of ` +
+    `${copies.toLocaleString("en")} copies` +
+    (claim.map_radii ? `; ${side}` : "") +
+    (place < 0 ? "." : `; its place is certified within ${claim.token_radii[place].toFixed(4)}.`)
+  );
+}
+
+// The token under the pointer.
+export function pointed(canvas, claim, event) {
+  const [rows, columns] = claim.grid;
+  const { left, top, width, height } = canvas.getBoundingClientRect();
+  const at = (place, size, count) => Math.min(count - 1, Math.max(0, Math.floor((place / size) * count)));
+  return at(event.clientY - top, height, rows) * columns + at(event.clientX - left, width, columns);
+}
+
+// The token that a key leads to from another, null for none; undefined where the key leads nowhere.
+export function stepped(claim, token, key) {
+  const columns = claim.grid[1];
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  if (key === "Escape") return null;
+  if (!(key in steps)) return undefined;
+  const next = token === null ? 0 : token + steps[key];
+  return next >= 0 && next < claim.votes.length ? next : token;
 }
