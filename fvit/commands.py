@@ -54,6 +54,11 @@ def evaluate() -> NoReturn:
     run("fvit.evaluation.cli")
 
 
+def report() -> NoReturn:
+    """fvit-report."""
+    run("fvit.report.cli")
+
+
 def export() -> NoReturn:
     """fvit-export."""
     run("fvit.export.cli")

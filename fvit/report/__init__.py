@@ -1,0 +1,1 @@
+"""fvit-report: what a folder of certificates came to, as one page."""
