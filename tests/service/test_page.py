@@ -4,9 +4,7 @@ import base64
 import hashlib
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from fvit.certificates.claims import AttentionClaim
 from fvit.certificates.record import Certificate
@@ -25,23 +23,18 @@ from fvit.certificates.verify import verify
 from fvit.runtime.drawing import draw_map
 from fvit.runtime.verifying import lines_of
 from fvit.service.keys import new_key
+from tests.chromium import launched, skip_without
 from tests.service.conftest import LIMIT, Serving
 
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
 
-CHROMIUM = shutil.which("chromium")
-
-if CHROMIUM is None and os.environ.get("CI") != "true":
-    pytest.skip("no chromium: apt-get install chromium", allow_module_level=True)
+skip_without()
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    assert CHROMIUM is not None, "no chromium: apt-get install chromium"
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield launched
-        launched.close()
+    with launched() as browser:
+        yield browser
 
 
 def is_fault(message: ConsoleMessage) -> bool:
