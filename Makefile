@@ -8,6 +8,7 @@ GPU := $(VENV)/gpu
 demo: $(INSTALLED)
 	$(VENV)/bin/fvit-export demo demo-bundle
 	$(VENV)/bin/fvit-certify demo-bundle fvit/demo/samples --sigma 0.25 --n 1000 --out demo-out
+	$(VENV)/bin/fvit-report demo-out
 
 serve: $(INSTALLED)
 	test -d demo-bundle || $(VENV)/bin/fvit-export demo demo-bundle

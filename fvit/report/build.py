@@ -150,9 +150,10 @@ def _claim(certificate: Certificate, left: Left) -> bytes:
     found |= {
         "copies": certificate.copies,
         "size": certificate.size,
-        "smoothed": [round(value, 6) for value in claim.smoothed.tolist()],
         "plain": left.plain_explanation(certificate.pixels_sha256, grid=claim.grid),
     }
+    if claim.aggregate == "mean":  # that of votes is their share of the copies
+        found["smoothed"] = [round(value, 6) for value in claim.smoothed.tolist()]
     return json.dumps(found, separators=(",", ":")).encode()
 
 

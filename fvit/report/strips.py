@@ -16,7 +16,7 @@ class Step(NamedTuple):
     quality: int
 
 
-STEPS = (Step(96, 40), Step(64, 60), Step(64, 30), Step(48, 20), Step(32, 20))
+STEPS = (Step(96, 40), Step(64, 70), Step(64, 50), Step(64, 30), Step(48, 20), Step(32, 20))
 """From the best."""
 
 METHOD = 2

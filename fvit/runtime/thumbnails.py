@@ -19,7 +19,7 @@ from fvit.runtime.plain import classify_plain
 
 FOLDER = "thumbnails"
 
-SIDE = 128
+SIDE = 96
 """Pixels of a panel's longer side, at most."""
 
 QUALITY = 70

@@ -27,7 +27,7 @@ from fvit.report.gallery import badness
 from fvit.report.left import Left
 from fvit.runtime import journal
 from fvit.runtime.drawing import draw_map
-from fvit.runtime.thumbnails import FOLDER
+from fvit.runtime.thumbnails import FOLDER, SIDE
 from fvit.runtime.truth import write_truth
 from fvit.service.overlay import GLOW
 from tests.chromium import launched, skip_without
@@ -224,7 +224,7 @@ def test_panels_show_the_image_its_copies_and_its_explanations(opens: Opens, man
     page, each = opens(many / NAME), worst_first(many)[0]
     strip = Image.open(many / FOLDER / f"{each.pixels_sha256}.webp").convert("RGB")
     for place, label in enumerate(("image", "one noisy copy", "the copy, denoised")):
-        panel = strip.crop((place * 128, 0, (place + 1) * 128, 128)).resize((160, 160))
+        panel = strip.crop((place * SIDE, 0, (place + 1) * SIDE, SIDE)).resize((160, 160))
         seen = painted(page, f"#cards li:first-child canvas[aria-label='{label}']")
         assert np.abs(seen - np.asarray(panel, np.int64)).mean() < 4
     grey = painted(page, "#cards li:first-child canvas[aria-label='image']") @ [0.3, 0.59, 0.11]

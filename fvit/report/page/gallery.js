@@ -184,7 +184,7 @@ function view(canvas, kind, claim, pictures) {
   draws.picture(canvas, pictures?.[number], ground());
   if (kind === "plain") light(canvas, claim.plain, claim.grid);
   if (kind === "smoothed") {
-    light(canvas, claim.smoothed, claim.grid);
+    light(canvas, claim.smoothed ?? claim.votes, claim.grid);
     draws.outlines(canvas, claim);
   }
   if (kind === "map") draws.map(canvas, claim, radius());
