@@ -115,8 +115,11 @@ class Triton:
     @property
     def models(self) -> list[int]:
         """The processes of its models."""
-        children = Path(f"/proc/{self.process.pid}").glob("task/*/children")
-        return [int(child) for file in children for child in file.read_text().split()]
+        found = []
+        for file in Path(f"/proc/{self.process.pid}").glob("task/*/children"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+                found += [int(child) for child in file.read_text().split()]
+        return found
 
     @property
     def regions(self) -> list[Path]:
