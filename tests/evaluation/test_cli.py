@@ -16,6 +16,7 @@ from fvit.evaluation import cli
 from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
 from fvit.runtime.journal import NAME as RECORDS
+from fvit.runtime.truth import read_truth
 from tests.commands import Ended, ended, here, started
 
 FAST = ("--n", "40", "--alpha", "0.1")
@@ -62,6 +63,7 @@ def test_tables_of_the_embedded_model(
         Image.open(file).size == (3 * 64, 64) and file.stat().st_size < 6000
         for file in (tmp_path / "thumbnails").glob("*.webp")
     )
+    assert len(read_truth(tmp_path)) == 4
     before = (tmp_path / TABLES).read_bytes()
     assert here("evaluate", *arguments, "--quiet") == Ended(0, "", "")
     assert (tmp_path / TABLES).read_bytes() == before

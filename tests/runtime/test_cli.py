@@ -31,6 +31,7 @@ from fvit.runtime.images import read_image
 from fvit.runtime.journal import LOCK, NAME, Journal
 from fvit.runtime.plain import classify_plain
 from fvit.runtime.thumbnails import FOLDER
+from fvit.runtime.truth import read_truth
 from tests.commands import Ended, ended, here, obey_modes, started
 
 FAST = ("--n", "40", "--alpha", "0.1")
@@ -454,6 +455,10 @@ def test_with_labels_the_summary_says_how_much_is_certified_and_right(
     assert (resumed["before"], resumed["copies"]) == (4, 0)
     assert [at["radius"] for at in resumed["certified"]] == [0, *map(float, deciding[1:])]
     assert resumed["certified"][0] == said["certified"][0]
+    labels = read_truth(tmp_path / "out")  # which a report finds beside the records
+    assert {record["pixels_sha256"]: Path(record["image"]).parent.name for record in kept} == {
+        digest: label for digest, (_, label) in labels.items()
+    }
 
 
 def reaches(record: dict[str, Any], radius: float) -> bool:
