@@ -53,6 +53,8 @@ class OnnxRuntimeEngine(Engine):
         self._cores: ThreadPoolExecutor | None = None
         if device == "cpu":
             options.intra_op_num_threads = 1
+            # Processors with AVX2 and no VNNI would add products of int8 in 16 bits, which overflows.
+            options.add_session_config_entry("session.x64quantprecision", "1")
             if (cores := threads or len(os.sched_getaffinity(0))) > 1:
                 self._cores = ThreadPoolExecutor(cores, thread_name_prefix="fvit-cpu")
         providers = _providers(runtime, graph, device=device, precision=precision, stream=stream)

@@ -18,7 +18,7 @@ from fvit.engines.portions import Arrays, in_portions
 from fvit.errors import FvitError
 from fvit.extras import require
 
-SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+SHORT = {"f16": "fp16", "f32": "fp32"}
 
 
 class OpenVinoEngine(Engine):
@@ -56,7 +56,7 @@ class OpenVinoEngine(Engine):
         except RuntimeError as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise FvitError(f"{graph} cannot be opened by OpenVINO: {first}; export it again") from error
-        inner = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+        inner = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         inner = SHORT.get(inner, inner)
         self.precision = f"int8 and {inner}" if precision == "int8" else inner
         self._idle: SimpleQueue[Any] = SimpleQueue()

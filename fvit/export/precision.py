@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ def _quantise_all(
         external_data_location="prepared.onnx.data",
     )
     model = onnx.load(prepared, load_external_data=False)
+    _part_weights(model)
+    onnx.save(model, prepared)
     quantize_static(
         prepared,
         full,
@@ -147,6 +150,20 @@ def _quantise_all(
         },
     )
     return onnx.load(full)
+
+
+def _part_weights(model: onnx.ModelProto) -> None:
+    """Give every weighted node weights of its own: where two share them, ONNX Runtime 1.32 cannot open the
+    quantised graph on a processor without VNNI."""
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    taken: Counter[str] = Counter()
+    for node in _weighted(model):
+        name = node.input[1]
+        if taken[name]:
+            another = model.graph.initializer.add()
+            another.CopyFrom(weights[name])  # in a second file both are the same bytes
+            another.name = node.input[1] = f"{name}_{taken[name]}"
+        taken[name] += 1
 
 
 def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
