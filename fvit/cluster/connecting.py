@@ -45,8 +45,9 @@ def ray_module() -> Any:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[bool]:
-    """Until the block ends Ray's calls are the cluster's at this address; whether it is this run's own.
+def connected(address: str | None) -> Iterator[str | None]:
+    """Until the block ends Ray's calls are the cluster's at this address: host:port of it, None where it is
+    this run's own.
 
     None: the cluster that RAY_ADDRESS names or that was started on this machine last; where there is none,
     and for "local", one of this run's own, which ends with it. Raises FvitError where none answers.
@@ -75,7 +76,7 @@ def connected(address: str | None) -> Iterator[bool]:
         for number, handler in handlers.items():  # Ray takes SIGTERM for itself
             signal.signal(number, handler)
     try:
-        yield found is None
+        yield found
     finally:
         ray.shutdown()
 

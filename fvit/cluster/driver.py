@@ -16,9 +16,10 @@ from typing import Any
 
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
-from fvit.cluster.connecting import check_address, connected, ray_module
+from fvit.cluster.connecting import LOCAL, check_address, connected, ray_module
 from fvit.cluster.crew import Crew, Job, Member, Needs, told
-from fvit.cluster.worker import PNG, Drawn, Setting
+from fvit.cluster.travel import identity
+from fvit.cluster.worker import PNG, Drawn, Setting, code
 from fvit.errors import FvitError
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.certifier import Certified
@@ -80,8 +81,10 @@ class Cluster:
         jobs = _Jobs(iter(pictures), terms)
         if not jobs.more:  # all of them are done: no cluster is needed
             return
-        with connected(self._address) as own:
-            crew = self._crew(own=own)
+        with connected(self._address) as found:
+            if found is not None and self._address is None:
+                self._note(f"on the Ray cluster at {found}, which was there; --ray {LOCAL} starts one")
+            crew = self._crew(own=found is None)
             failed: Counter[Job] = Counter()
             progress = _Progress(on_copies)
             while jobs.more or crew.busy:
@@ -116,8 +119,8 @@ class Cluster:
     def _crew(self, *, own: bool) -> Crew:
         needs = _needs(self._ray.nodes(), gpus=self._gpus, cores=self._cores)
         setting = Setting(
-            self.bundle.folder.absolute(), self.bundle.digest, self._device, self._batch,
-            cores=None if needs.gpus else needs.cpus, version=version("fvit"),
+            self.bundle.folder.absolute(), identity(self.bundle), self._device, self._batch,
+            cores=None if needs.gpus else needs.cpus, version=version("fvit"), code=code(),
         )  # fmt: skip
         return Crew(self.bundle, setting, needs, own=own, note=self._note)
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
+import fvit
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
-from fvit.cluster.travel import Packed, at_hand, unpacked
+from fvit.cluster.travel import Identity, Packed, at_hand, unpacked
 from fvit.errors import FvitError
 from fvit.runtime.certifier import draw
 from fvit.runtime.faithful import FaithfulViT
@@ -30,15 +33,26 @@ PNG = "picture.png"
 
 @dataclass(frozen=True)
 class Setting:
-    """What a worker is to load, and where. bundle, digest: the folder as the command found it, and the bundle
-    that it has to be. cores: of a CPU, None for all. version: of fvit."""
+    """What a worker is to load, and where. bundle: the folder as the command found it; identity: the bundle
+    that it has to be; cores: of a CPU, None for all. version, code: of fvit."""
 
     bundle: Path
-    digest: str
+    identity: Identity
     device: str
     batch: Batch | None
     cores: int | None
     version: str
+    code: str
+
+
+@cache
+def code() -> str:
+    """Stands for every line of this fvit: two checkouts may have one version."""
+    root = Path(fvit.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 @dataclass(frozen=True)
@@ -62,19 +76,20 @@ class Worker:
     async def start(self, files: Packed | None = None) -> Started | None:
         """Load the bundle. None where this node does not have it: it is then to be given.
 
-        Raises FvitError where it cannot be loaded, or this node's fvit is of another version.
+        Raises FvitError where it cannot be loaded, or this node's fvit is another.
         """
         setting, host = self._setting, socket.gethostname()
-        if (own := version("fvit")) != setting.version:
+        if (own := (version("fvit"), code())) != (setting.version, setting.code):
             raise FvitError(
-                f"{host} has fvit {own}, the command is {setting.version}: install one of them on all"
+                f"{host} has fvit {own[0]} ({own[1]}), the command is {setting.version} ({setting.code}): "
+                "install one of them on all"
             )
-        bundle = await asyncio.to_thread(at_hand, setting.bundle, setting.digest)
+        bundle = await asyncio.to_thread(at_hand, setting.bundle, setting.identity)
         if bundle is None and files is None:
             return None
         if bundle is None:
             assert files is not None
-            bundle = await asyncio.to_thread(unpacked, files, setting.digest)
+            bundle = await asyncio.to_thread(unpacked, files, setting.identity)
         self._vit = await asyncio.to_thread(
             load, bundle, device=setting.device, batch=setting.batch, cores=setting.cores
         )

@@ -74,6 +74,7 @@ class Run:
     max_pixels: int
     _rows: list[Row] = field(default_factory=list)
     _seen: dict[bytes, int] = field(default_factory=dict)
+    _resized: bool = False
 
     def __post_init__(self) -> None:
         self._progress = Progress(
@@ -156,10 +157,12 @@ class Run:
             if done is not None:
                 self._tell(picture, done, before=True)
                 return None
-        if picture.resized_from is not None:
+        if picture.resized_from is not None and not self._resized:
+            self._resized = True
             (rows, columns), (height, width) = picture.resized_from, size
             self.told.note(
-                f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of"
+                f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of; "
+                "so is every other of another size"
             )
         if picture.frames > 1:
             self.told.note(f"{file} has {picture.frames} frames: the first is certified")

@@ -16,7 +16,7 @@ from tests.runtime.test_bundle import MANIFEST
 from tests.runtime.test_journal import TERMS, picture
 
 Answer = Callable[[], Any]
-SETTING = Setting(Path("b"), "b" * 64, "cpu", None, cores=1, version="1")
+SETTING = Setting(Path("b"), ("b" * 64, "p"), "cpu", None, cores=1, version="1", code="c")
 
 
 class RayError(Exception):

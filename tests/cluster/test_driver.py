@@ -1,5 +1,7 @@
 """fvit-certify --ray against the same command without it."""
 
+import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fvit.cluster import driver, worker
+from fvit.engines.base import PLANS
 from fvit.runtime.journal import NAME
 from tests.cluster.conftest import IMAGES, Nodes, locally, records
 from tests.commands import here
@@ -87,6 +90,30 @@ def test_a_bundle_that_a_node_does_not_have_travels_there_once(
         (bundle / "classifier.onnx").write_bytes(b"spoiled")
 
 
+def test_a_plan_that_was_built_since_travels_too(
+    stand_in: Path, images: Path, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = lambda folder, *others, **named: worker.Setting(tmp_path / "nowhere", *others, **named)  # noqa: E731
+    monkeypatch.setattr(driver, "Setting", elsewhere)
+    bundle = shutil.copytree(stand_in, tmp_path / "bundle")
+    plans = bundle / PLANS
+    plans.mkdir()
+    for name in ("one.plan", "another.plan"):
+        (plans / name).write_bytes(b"built")
+        done = here("certify", bundle, images, *TERMS, "--ray", nodes.address, *WORKERS)
+        assert done.status == 0
+        there = Path(nodes.cache, "fvit", "bundles").glob(f"*/{PLANS}/*")
+        assert name in {file.name for file in there}
+
+
+def test_a_cluster_that_was_there_is_named(
+    stand_in: Path, images: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+    done = here("certify", stand_in, images, *TERMS, "--ray", *WORKERS)
+    assert done.stderr.startswith(f"on the Ray cluster at {nodes.address}, which was there")
+
+
 def test_what_cannot_be_asked_is_refused_before_any_cluster_is(
     stand_in: Path, images: Path, tmp_path: Path
 ) -> None:
@@ -131,7 +158,9 @@ def test_what_a_worker_cannot_load_is_said_in_its_own_words(
 def test_nodes_of_another_version_are_refused(
     stand_in: Path, images: Path, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "version", lambda package: "0.0.1")
-    done = here("certify", stand_in, images, *TERMS, "--ray", nodes.address, *WORKERS)
-    assert done.status == 1
-    assert "the command is 0.0.1: install one of them on all" in done.stderr.splitlines()[-1]
+    for change, said in (("version", "0.0.1"), ("code", "c0de")):
+        with monkeypatch.context() as patched:
+            patched.setattr(driver, change, lambda *_, said=said: said)
+            done = here("certify", stand_in, images, *TERMS, "--ray", nodes.address, *WORKERS)
+        assert done.status == 1
+        assert re.search(rf"the command is .*{said}.*: install one", done.stderr.splitlines()[-1])
