@@ -79,8 +79,8 @@ class TorchModel:
         self.device, self.image_shape, self.size = device, (3, side, side), explained.size
         self.level = torch.tensor(SIGMA, device=device)
         self.timestep = torch.tensor(loaded.schedule.timestep(SIGMA), dtype=torch.float32, device=device)
-        self.denoiser: Callable[..., Tensor] = torch.compile(denoiser) if compiled else denoiser
-        self.classifier: Callable[..., Any] = torch.compile(explained) if compiled else explained
+        self.denoiser: Callable[..., Tensor] = _compiled(denoiser) if compiled else denoiser
+        self.classifier: Callable[..., Any] = _compiled(explained) if compiled else explained
 
     def denoise(self, noisy: Tensor) -> Tensor:
         return self.denoiser(noisy, self.level.expand(len(noisy)), self.timestep.expand(len(noisy)))
@@ -125,6 +125,11 @@ class TorchModel:
         held = torch.cuda.max_memory_allocated(self.device) / 1e6
         torch.cuda.reset_peak_memory_stats(self.device)
         return held
+
+
+def _compiled(module: torch.nn.Module) -> Callable[..., Any]:
+    """For each batch anew: code that serves every batch may be slower at each."""
+    return torch.compile(module, dynamic=False)
 
 
 def explained(run: Run) -> Run:

@@ -69,15 +69,15 @@ class Way:
 
 
 def torch_ways(
-    model: str, *, device: str, batches: list[int], precisions: list[str], compiled: bool
+    model: str, *, device: str, batches: list[int], precisions: list[str], compiled: list[int]
 ) -> Iterator[Way]:
     from benchmarks.contenders import TorchModel, release
 
-    for name in ["torch-eager", *(["torch-compile"] if compiled else [])]:
-        for precision in precisions:
+    for name, its_batches in (("torch-eager", batches), ("torch-compile", compiled)):
+        for precision in precisions if its_batches else []:
             half, compile_it = precision == "fp16", name == "torch-compile"
             run = TorchModel(model, device=device, half=half, compiled=compile_it)
-            for batch in batches:
+            for batch in its_batches:
                 stages = run.stages(batch=batch, k=K)
                 yield Way(name, precision, batch, stages, run.clock, lambda: None, run.megabytes)
                 del stages
@@ -366,7 +366,9 @@ def main(
         int | None, typer.Option(help="Batches that each is measured on: 30 on a CPU, 200 on a GPU.")
     ] = None,
     with_torch: Annotated[bool, typer.Option("--torch/--no-torch", help="Measure torch too.")] = True,
-    compiled: Annotated[bool, typer.Option(help="Measure torch.compile too.")] = True,
+    compiled: Annotated[
+        list[int] | None, typer.Option(help="A batch that torch.compile is measured at too.")
+    ] = None,
     bundles: Annotated[
         Path | None, typer.Option(help="Where the model's bundles are, or are to be kept.")
     ] = None,
@@ -403,7 +405,7 @@ def main(
             result["flops"] = flops(model)
             result["peaks"] = {kind: peak(device, half=kind == "fp16") for kind in kinds}
             ways.append(
-                torch_ways(model, device=device, batches=batches, precisions=kinds, compiled=compiled)
+                torch_ways(model, device=device, batches=batches, precisions=kinds, compiled=compiled or [])
             )
         ways += [our_ways(each, batches=batches, bundles=exported) for each in engines]
         for way in itertools.chain.from_iterable(ways):

@@ -30,8 +30,9 @@ CALLERS = (1, 4, 16, 64)
 LONG_CALLERS = 4
 PACE = 1.0
 """Seconds between the calls of the one caller that does not call as fast as it can."""
-SETTLE = 5.0
-"""Seconds before measuring: by then the callers of certify are old in the queue."""
+SETTLE, WARM = 5.0, 1.0
+"""Seconds before measuring: by the first the callers of certify are old in the queue; by the second those of
+predict, which are never old, run."""
 
 
 class Load:
@@ -72,9 +73,9 @@ class Load:
             self._under_way[caller] = growing
             wait([growing])
 
-    def measured(self, seconds: float) -> dict[str, Any]:
-        """After settling: copies/s of both kinds, and latencies in ms of the short requests."""
-        time.sleep(SETTLE)
+    def measured(self, seconds: float, *, after: float) -> dict[str, Any]:
+        """Copies/s of both kinds, and latencies in ms of the short requests."""
+        time.sleep(after)
         with self._lock:
             before, self.latencies = dict(self.copies), []
         start = time.perf_counter()
@@ -110,7 +111,7 @@ def measure(vit: fvit.FaithfulViT, *, seconds: float) -> dict[str, Any]:
         load = Load(vit, images)
         load.start(long, load.long)
         load.start(short, load.paced if paced else load.short)
-        return load.measured(seconds)
+        return load.measured(seconds, after=SETTLE if long else WARM)
 
     result: dict[str, Any] = {"one_long": [run(long=1)], "long": run(long=LONG_CALLERS)}
     result["alone"] = {str(callers): run(callers) for callers in CALLERS}

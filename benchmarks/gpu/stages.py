@@ -20,7 +20,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 @dataclass(frozen=True)
 class Model:
     """How a model is measured. n: copies of the certificates that are timed; whole: the batch of a profile;
-    compiled: torch.compile too, which takes minutes a batch where a network is large."""
+    compiled: torch.compile too at `whole`, which takes minutes a batch where a network is large."""
 
     name: str
     batches: tuple[int, ...]
@@ -95,7 +95,7 @@ def stages(
             yield Stage(f"power-{named}", ("-m", "benchmarks.gpu.power", *common), ("pynvml",), bundle)
         if model.name == "demo":
             bundle = bundles / "demo" / ("fp16" if on_gpu and "fp16" in precisions else precisions[0])
-            words = ("-m", "benchmarks.sharing", str(bundle), "--device", engine, "--seconds", "10")
+            words = ("-m", "benchmarks.sharing", str(bundle), "--device", engine, "--seconds", "5")
             yield Stage(f"sharing-{kind}", words, (), bundle)
 
 
@@ -110,7 +110,9 @@ def _latency(
     if engine != "cpu":  # which has its own measure
         words += ["--repeats", str(model.repeats)]
         words += [word for n in model.n for word in ("--n", str(n))]
-    words += ["--torch" if with_torch else "--no-torch", "--compiled" if model.compiled else "--no-compiled"]
+    words += ["--torch" if with_torch else "--no-torch"]
+    if model.compiled and with_torch:
+        words += ["--compiled", str(max(batches, default=model.whole))]
     return tuple(words)
 
 

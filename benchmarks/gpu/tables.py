@@ -17,7 +17,8 @@ CERTIFICATE = ("name", "precision", "batch", "n")
 
 def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One result of benchmarks/latency.py from several of one model on one device: where two have measured
-    the same, the later one's; peaks and operations from whichever knows them, and every ratio anew.
+    the same, the later one's; versions as the first that knows them says; peaks and operations from whichever
+    knows them, and every ratio anew.
 
     Raises FvitError where they are of different models or devices.
     """
@@ -31,7 +32,7 @@ def merged(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     timed = {tuple(each[key] for key in CERTIFICATE): each for part in parts for each in part["certificates"]}
     result: dict[str, Any] = {
         "device": first["device"], "model": first["model"],
-        "machine": {key: value for part in parts for key, value in part["machine"].items()},
+        "machine": {key: value for part in reversed(parts) for key, value in part["machine"].items()},
         "repeats": min(part["repeats"] for part in parts),
         "flops": max(part["flops"] for part in parts),
         "peaks": {key: value for part in parts for key, value in part["peaks"].items()},
