@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.progress import track
 
+from fvit.runtime.pictures import written_whole
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -28,14 +30,24 @@ def resumed(
 
 def write_json(file: Path, result: dict[str, Any]) -> None:
     """Write a result whole or not at all, in the place of what the file holds."""
-    made = file.with_name(file.name + ".made")
-    made.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    made.replace(file)
+    with written_whole(file) as part:
+        part.write_text(_json(result))
+
+
+def tell(result: dict[str, Any], *, file: Path | None) -> None:
+    """Print a result as JSON, and write it to a file where there is to be one."""
+    print(_json(result))
+    if file is not None:
+        write_json(file, result)
+
+
+def _json(result: dict[str, Any]) -> str:
+    return json.dumps(result, indent=1, ensure_ascii=False) + "\n"
 
 
 def publish(name: str, result: dict[str, Any], text: str) -> None:
     """Write a result as JSON and as Markdown to benchmarks/results/, and print the Markdown."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    write_json(RESULTS / f"{name}.json", result)
     (RESULTS / f"{name}.md").write_text(text)
     print(text)

@@ -26,7 +26,13 @@ def machine() -> dict[str, str | int]:
         "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
         "cores": len(os.sched_getaffinity(0)),
     }
-    for package in ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy"):
+    return found | versions("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of those that are installed; imports none of them."""
+    found = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:

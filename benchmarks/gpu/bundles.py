@@ -5,13 +5,13 @@ python -m benchmarks.gpu.bundles MODEL PRECISION FOLDER [--json FILE]
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from benchmarks.keeping import tell
 from benchmarks.latency import made_bundles
 
 
@@ -25,10 +25,7 @@ def main(
     start = time.perf_counter()
     bundle = made_bundles(model, [precision], folder)[precision]
     size = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
-    text = json.dumps({"seconds": time.perf_counter() - start, "megabytes": size / 1e6}) + "\n"
-    print(text)
-    if json_file is not None:
-        json_file.write_text(text)
+    tell({"seconds": time.perf_counter() - start, "megabytes": size / 1e6}, file=json_file)
 
 
 if __name__ == "__main__":

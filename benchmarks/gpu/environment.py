@@ -5,15 +5,14 @@ python -m benchmarks.gpu.environment [--index 0] [--json FILE]
 
 from __future__ import annotations
 
-import json
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from benchmarks.machine import machine
+from benchmarks.keeping import tell
+from benchmarks.machine import machine, versions
 from fvit.errors import FvitError
 from fvit.extras import require
 
@@ -48,23 +47,15 @@ def environment(index: int) -> dict[str, Any]:
             found[name] = ask()
         except nvml.NVMLError as error:  # a virtual machine may hide it
             found[name] = str(error)
-    found |= {"python": platform.python_version(), **machine()}
-    for package in ("pycuda", "timm", "diffusers", "onnx"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    others = versions("pycuda", "timm", "diffusers", "onnx")
+    return found | {"python": platform.python_version()} | machine() | others
 
 
 def main(
     index: Annotated[int, typer.Option(help="The GPU's number, as CUDA counts.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write it here.")] = None,
 ) -> None:
-    text = json.dumps(environment(index), indent=1, ensure_ascii=False) + "\n"
-    print(text)
-    if json_file is not None:
-        json_file.write_text(text)
+    tell(environment(index), file=json_file)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ after another.
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ import typer
 
 import fvit
 from benchmarks.gpu.environment import management
+from benchmarks.keeping import tell
 
 IDLE = 5.0
 """Seconds that the GPU is watched without work, its context open."""
@@ -61,10 +61,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write it here.")] = None,
 ) -> None:
     found = power(bundle, device=device, batch=batch, n=n, sigma=sigma, seconds=seconds)
-    text = json.dumps(found, indent=1) + "\n"
-    print(text)
-    if json_file is not None:
-        json_file.write_text(text)
+    tell(found, file=json_file)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ sum is longer than without.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from numpy.typing import NDArray
 
+from benchmarks.keeping import tell
 from benchmarks.latency import WORKSPACE, stretch
 from fvit.engines.base import Memory
 from fvit.errors import OutOfMemory
@@ -138,10 +138,7 @@ def main(
     batches: Annotated[int, typer.Option(help="That are watched.")] = 50,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write it here.")] = None,
 ) -> None:
-    text = json.dumps(profile(bundle, device=device, batch=batch, batches=batches), indent=1) + "\n"
-    print(text)
-    if json_file is not None:
-        json_file.write_text(text)
+    tell(profile(bundle, device=device, batch=batch, batches=batches), file=json_file)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ FVIT_DEMO_BUNDLE names the bundle that they use.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from benchmarks.keeping import write_json
 from fvit.extras import require
 
 
@@ -39,7 +39,7 @@ def main(
     pytest = require("pytest", extra="dev", purpose="the tests")
     status = int(pytest.main(["-v", "-rs", "-p", "no:cacheprovider", folder], plugins=[outcomes]))
     if json_file is not None:
-        json_file.write_text(json.dumps({**outcomes.found, "reasons": outcomes.reasons}, indent=1) + "\n")
+        write_json(json_file, {**outcomes.found, "reasons": outcomes.reasons})
     raise typer.Exit(status)
 
 

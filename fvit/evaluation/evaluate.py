@@ -35,6 +35,7 @@ from fvit.evaluation.tables import mosaic_tables, tables
 from fvit.runtime.faithful import FaithfulViT, at_once
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.journal import Journal
+from fvit.runtime.panels import Panels
 from fvit.runtime.pictures import written_whole
 from fvit.runtime.plain import classify_plain
 from fvit.runtime.queue import Account
@@ -215,7 +216,8 @@ class Evaluation:
         with self._lock:
             measures = self.kept.find(seen.picture, seen.mask, seed=certificate.seed)
         if measures is None:
-            write_thumbnail(self.vit, seen.picture, certificate, folder=self.journal.folder)
+            panels = Panels.of(self.vit, seen.picture, certificate)
+            write_thumbnail(panels, certificate, folder=self.journal.folder)
             measures = measure(
                 self.vit, seen.picture, seen.mask, certificate, copies=self.kept.asked.perturbed_n
             )

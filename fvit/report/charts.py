@@ -38,12 +38,18 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """id: the name of its CSV. x, y: what the axes are. share: whether y is a share of 1."""
+class Titled:
+    """id: where it is on the page, and of a figure the name of its CSV. words: below the title."""
 
     id: str
     title: str
     words: str
+
+
+@dataclass(frozen=True)
+class Chart(Titled):
+    """x, y: what the axes are. share: whether y is a share of 1."""
+
     x: str
     y: str
     lines: Sequence[Line]
@@ -52,24 +58,18 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Histogram:
+class Histogram(Titled):
     """bins: (from, to, images)."""
 
-    id: str
-    title: str
-    words: str
     x: str
     bins: Sequence[tuple[float, float, int]]
     kind: Literal["bars"] = "bars"
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Titled):
     """A cell is a word, a number, or None where there is none."""
 
-    id: str
-    title: str
-    words: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     kind: Literal["table"] = "table"
@@ -84,10 +84,9 @@ class View:
 
 
 @dataclass(frozen=True)
-class Section:
-    id: str
-    title: str
-    words: str
+class Section(Titled):
+    """What stands under one heading."""
+
     views: Sequence[View] = field(default_factory=tuple)
 
 

@@ -83,8 +83,10 @@ class Here:
 
 def draw(vit: FaithfulViT, picture: Picture, certificate: Certificate, file: Path) -> None:
     """As Certified has it."""
+    from fvit.runtime.panels import Panels
     from fvit.runtime.pictures import write_picture
     from fvit.runtime.thumbnails import write_thumbnail
 
-    write_picture(vit, picture, certificate, file=file)
-    write_thumbnail(vit, picture, certificate, folder=file.parent)
+    panels = Panels.of(vit, picture, certificate)
+    write_picture(panels, certificate, file=file)
+    write_thumbnail(panels, certificate, folder=file.parent)

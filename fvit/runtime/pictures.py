@@ -17,17 +17,14 @@ from fvit.certificates.record import Certificate
 from fvit.commands import one_line
 from fvit.extras import require
 from fvit.runtime.drawing import draw_map, map_radius
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import Picture
-from fvit.runtime.noise import noisy_copies, philox_key
-from fvit.runtime.plain import classify_plain
+from fvit.runtime.panels import Panels
 
 PLOTS = {"extra": "plots", "purpose": "drawing pictures"}
 LONGEST_LABEL = 40
 INK, ACCENT, PALE = "#1d2433", "#00a878", "#8a93a6"
 
 
-def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, *, file: Path) -> None:
+def write_picture(panels: Panels, certificate: Certificate, *, file: Path) -> None:
     """Draw the certificate of one image to a PNG, whole or not at all.
 
     Five panels: the input; one noisy copy; its denoised version; the plain model's attention; the
@@ -35,35 +32,27 @@ def write_picture(vit: FaithfulViT, picture: Picture, certificate: Certificate, 
     votes, the certified map at `map_radius`; with several explanation sizes the radius against β for each.
     Raises MissingExtra where matplotlib is not installed.
     """
-    terms = certificate.terms
-    key = philox_key(picture.pixels_sha256, size=terms.size, seed=certificate.seed)
-    noisy = noisy_copies(picture.pixels, range(1), sigma=terms.sigma, key=key)
-    denoised = vit.pipeline.denoise(noisy, sigma=np.array([terms.sigma], np.float32))
-    pixels = picture.pixels.astype(np.float32) / np.float32(255)
-    logits, attribution = classify_plain(vit, picture.pixels[None])
-    plain_label = _shown(vit.bundle.manifest.labels[int(logits[0].argmax())])
-
     figure_module = require("matplotlib.figure", **PLOTS)
     require("matplotlib.backends.backend_agg", **PLOTS)
     has_map, several = certificate.attention.map_radii is not None, len(certificate.attentions) > 1
-    panels = 5 + has_map + several
-    figure = figure_module.Figure(figsize=(2.64 * panels, 3.75), dpi=150, facecolor="white")
-    axes = figure.subplots(1, panels)
+    count = 5 + has_map + several
+    figure = figure_module.Figure(figsize=(2.64 * count, 3.75), dpi=150, facecolor="white")
+    axes = figure.subplots(1, count)
     figure.subplots_adjust(left=0.012, right=0.988, top=0.86, bottom=0.22, wspace=0.06)
-    _show(axes[0], pixels, "input")
-    _show(axes[1], noisy[0], f"one copy, σ = {terms.sigma:g}")
-    _show(axes[2], denoised[0], "the copy, denoised")
+    _show(axes[0], panels.pixels, "input")
+    _show(axes[1], panels.noisy, f"one copy, σ = {certificate.sigma:g}")
+    _show(axes[2], panels.denoised, "the copy, denoised")
     _overlay(
         axes[3],
-        pixels,
-        attribution[0].reshape(certificate.attention.grid),
-        f"plain attention: {plain_label}",
+        panels.pixels,
+        panels.plain.reshape(certificate.attention.grid),
+        f"plain attention: {_shown(panels.plain_label)}",
     )
     smoothed = certificate.attention.smoothed.reshape(certificate.attention.grid)
-    _overlay(axes[4], pixels, smoothed, "smoothed attention")
-    _outline(axes[4], pixels.shape, certificate.attention)
+    _overlay(axes[4], panels.pixels, smoothed, "smoothed attention")
+    _outline(axes[4], panels.pixels.shape, certificate.attention)
     if has_map:
-        _map(axes[5], picture.pixels, certificate)
+        _map(axes[5], panels.picture.pixels, certificate)
     if several:
         _curves(axes[-1], certificate)
 

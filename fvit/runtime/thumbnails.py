@@ -11,11 +11,8 @@ from PIL import Image
 
 from fvit.certificates.record import Certificate
 from fvit.errors import FvitError
-from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import Picture
-from fvit.runtime.noise import noisy_copies, philox_key
+from fvit.runtime.panels import Panels
 from fvit.runtime.pictures import written_whole
-from fvit.runtime.plain import classify_plain
 
 FOLDER = "thumbnails"
 
@@ -25,23 +22,19 @@ SIDE = 96
 QUALITY = 70
 
 
-def write_thumbnail(vit: FaithfulViT, picture: Picture, certificate: Certificate, *, folder: Path) -> None:
+def write_thumbnail(panels: Panels, certificate: Certificate, *, folder: Path) -> None:
     """Write to thumbnails/ in a folder two files called by SHA-256 of the pixels, each whole or not at all: a
     WebP, the strip, and a PNG, the classifier's explanation of the image as it is, its largest token white.
     Raises FvitError where that fails."""
-    key = philox_key(picture.pixels_sha256, size=certificate.size, seed=certificate.seed)
-    noisy = noisy_copies(picture.pixels, range(1), sigma=certificate.sigma, key=key)
-    denoised = vit.pipeline.denoise(noisy, sigma=np.array([certificate.sigma], np.float32))
-    _, attribution = classify_plain(vit, picture.pixels[None])
     rows, columns = certificate.size
     scale = min(1.0, SIDE / max(rows, columns))
     width, height = round(columns * scale), round(rows * scale)
     strip = Image.new("RGB", (3 * width, height))
-    for place, pixels in enumerate((picture.pixels / np.float32(255), noisy[0], denoised[0])):
+    for place, pixels in enumerate((panels.pixels, panels.noisy, panels.denoised)):
         strip.paste(_image(pixels).resize((width, height), Image.Resampling.BICUBIC), (place * width, 0))
-    tokens = attribution[0].reshape(certificate.attention.grid)
+    tokens = panels.plain.reshape(certificate.attention.grid)
     plain = Image.fromarray(np.rint(255 * tokens / max(float(tokens.max()), 1e-12)).astype(np.uint8))
-    file = folder / FOLDER / picture.pixels_sha256
+    file = folder / FOLDER / panels.picture.pixels_sha256
     try:
         file.parent.mkdir(exist_ok=True)
         with written_whole(file.with_suffix(".png")) as part:

@@ -4,7 +4,6 @@ import base64
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -30,7 +29,7 @@ from fvit.runtime.drawing import draw_map
 from fvit.runtime.thumbnails import FOLDER, SIDE
 from fvit.runtime.truth import write_truth
 from fvit.service.overlay import GLOW
-from tests.chromium import launched, skip_without
+from tests.chromium import launched, skip_without, tokens_are_read_by_keyboard
 from tests.commands import here
 from tests.evaluation.cases import certificate
 from tests.report.conftest import numbered, write_records
@@ -199,20 +198,11 @@ def test_the_map_is_the_one_that_python_draws(opens: Opens, folder: Path) -> Non
 def test_a_token_is_read_by_keyboard_and_escape_leaves(opens: Opens, many: Path) -> None:
     page, each = opens(many / NAME), worst_first(many)[1]
     claim, said = each.attention, page.locator("#token")
-    assert claim.map_radii is not None
     page.locator("#cards button").first.focus()
     page.keyboard.press("Enter")
     page.get_by_role("dialog").get_by_role("button", name="Next").press("Enter")
     expect(page.locator("#large-title")).to_have_text(base(each))
-    page.locator("#canvas").focus()
-    for key, token in (("ArrowDown", 0), ("ArrowDown", 14), ("ArrowRight", 15), ("ArrowUp", 1)):
-        page.keyboard.press(key)
-        radius = claim.map_radii[token]
-        side = f"in within {radius:g}" if radius > 0 else f"out within {-radius:g}" if radius else "open"
-        row, column = divmod(token, 14)
-        expect(said).to_have_text(
-            re.compile(rf"Row {row + 1}, column {column + 1}: top 30 in {claim.votes[token]} of 300 .*{side}")
-        )
+    tokens_are_read_by_keyboard(page, claim)
     page.keyboard.press("Escape")
     expect(said).to_have_text("Arrow keys, or the pointer, read a token.")
     expect(page.get_by_role("dialog")).to_be_visible()

@@ -9,6 +9,7 @@ from PIL import Image
 
 import fvit
 from fvit.runtime.bundle import open_bundle
+from fvit.runtime.panels import Panels
 from fvit.runtime.pictures import in_words, write_picture
 
 
@@ -24,7 +25,7 @@ def test_a_label_may_hold_anything(
         warnings.simplefilter("error")
         picture = vit.read(samples[0])
         certificate = vit.certify(picture, n=60, alpha=0.1, seed=0)
-        write_picture(vit, picture, certificate, file=tmp_path / "drawn.png")
+        write_picture(Panels.of(vit, picture, certificate), certificate, file=tmp_path / "drawn.png")
     assert Image.open(tmp_path / "drawn.png").width > 1000
     (first, _), _ = in_words(certificate)
     assert first.isprintable() and len(first) < 150

@@ -23,7 +23,7 @@ from fvit.certificates.verify import verify
 from fvit.runtime.drawing import draw_map
 from fvit.runtime.verifying import lines_of
 from fvit.service.keys import new_key
-from tests.chromium import launched, skip_without
+from tests.chromium import launched, skip_without, tokens_are_read_by_keyboard
 from tests.service.conftest import LIMIT, Serving
 
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -210,16 +210,7 @@ def test_the_page_draws_the_map_that_python_draws(page: Page, samples: list[Path
 def test_a_token_is_read_by_keyboard(opened: tuple[Page, Certificate]) -> None:
     page, certificate = opened
     claim, said = certificate.attention, page.locator("#token")
-    assert claim.map_radii is not None
-    page.locator("#canvas").focus()
-    for key, token in (("ArrowDown", 0), ("ArrowDown", 14), ("ArrowRight", 15), ("ArrowUp", 1)):
-        page.keyboard.press(key)
-        radius = claim.map_radii[token]
-        side = f"in within {radius:g}" if radius > 0 else f"out within {-radius:g}" if radius else "open"
-        row, column = divmod(token, 14)
-        expect(said).to_have_text(
-            re.compile(rf"Row {row + 1}, column {column + 1}: top 30 in {claim.votes[token]} of 300 .*{side}")
-        )
+    tokens_are_read_by_keyboard(page, claim)
     token = claim.tokens[0]
     for _ in range(token // 14):
         page.keyboard.press("ArrowDown")
