@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ from fvit.demo import models
 from fvit.demo.data import LABELS, SIZE, Compositions, compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.distillation import train_student
+from fvit.export.students import Student
 from fvit.export.training import Settings
 from fvit.export.tuning import train_classifier
 from fvit.runtime.schedule import Schedule
@@ -155,10 +157,7 @@ def student(
     noise = torch.randn(held_out.shape, generator=_generator(seed, -1))
     errors = {}
     for level in (0.12, 0.25, 0.5, 1.0):
-        sigma = torch.full((len(held_out),), level)
-        timestep = torch.from_numpy(models.STUDENT_SHAPE.schedule.timestep(sigma.numpy())).float()
-        with torch.no_grad():
-            guess = trained(held_out + level * noise, sigma, timestep)
+        guess = _denoised(trained, held_out + level * noise, torch.full((len(held_out),), level))
         errors[str(level)] = float((guess - held_out).square().mean())
     record = {
         "command": _command("student", seed, steps, batch, pool),
@@ -182,19 +181,13 @@ def tuned(
     images, _, _ = _pool(work, count=pool, seed=seed)
     original = ExplainedClassifier(models.load_classifier())
     trained = ExplainedClassifier(models.load_classifier())
-    denoiser, shape = models.load_student(), models.STUDENT_SHAPE
-
-    def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
-        timestep = torch.log(sigma / shape.lowest) / math.log(shape.highest / shape.lowest)
-        with torch.no_grad():
-            return denoiser(noisy, sigma, timestep)
-
+    shape = models.STUDENT_SHAPE
     losses = train_classifier(
         trained,
         original,
         images,
         Settings(rate=3e-4, batch=batch, seed=seed, steps=steps),
-        denoise=denoise,
+        denoise=partial(_denoised, models.load_student()),
         sigmas=(shape.lowest, shape.highest),
         work=work / "tuned",
         console=Console(),
@@ -279,6 +272,12 @@ def _optimise(model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, pe
                 part.replace(work)
                 progress.console.log(f"{work.stem} step {step + 1}: loss {smoothed:.4f}")
     return average.module.eval()
+
+
+@torch.no_grad()
+def _denoised(student: Student, noisy: Tensor, sigma: Tensor) -> Tensor:
+    timestep = torch.from_numpy(student.shape.schedule.timestep(sigma.numpy())).float()
+    return student(noisy, sigma, timestep)
 
 
 def _command(what: str, seed: int, steps: int, batch: int, pool: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from fvit.export.calibration import calibration_images, classifier_feeds, denois
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_diffusers
 from fvit.export.graphs import export_graph
-from fvit.export.precision import Quantised, precision_of, quantise
+from fvit.export.precision import Feeds, Quantised, precision_of, quantise
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
 from fvit.runtime.schedule import Schedule
 
@@ -130,12 +130,25 @@ def export_bundle(
         report[CLASSIFIER] = Exported(error)
         if kind == "int8":
             on_progress("calibrating int8")
-            inputs = {DENOISER: feeds, CLASSIFIER: classifier_feeds(graphs[DENOISER], feeds)}
-            for name, graph in graphs.items():
-                cost = quantise(graph, inputs[name], on_layer=partial(_layer, on_progress, name))
-                report[name] = dataclasses.replace(report[name], int8=cost)
+            quantise_graphs(temporary, report, feeds, graphs=tuple(graphs), on_progress=on_progress)
         seal(temporary, manifest)
     return report
+
+
+def quantise_graphs(
+    folder: Path,
+    report: dict[str, Exported],
+    feeds: list[Feeds],
+    *,
+    graphs: Sequence[str],
+    on_progress: Callable[[str], Any] = lambda what: None,
+) -> None:
+    """Make these of a folder's two graphs int8 where they lie, calibrated on the denoiser's feeds and on what
+    it makes of them in fp32; what that costs goes into the report."""
+    inputs = {DENOISER: feeds, CLASSIFIER: classifier_feeds(folder / DENOISER, feeds)}
+    for name in graphs:
+        cost = quantise(folder / name, inputs[name], on_layer=partial(_layer, on_progress, name))
+        report[name] = dataclasses.replace(report.get(name, Exported(0.0)), int8=cost)
 
 
 def noisy_example(

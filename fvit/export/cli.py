@@ -164,13 +164,13 @@ def distill(
     """Train a small student in the place of a bundle's denoiser. Killed and called again, it goes on."""
     _require()
     require("accelerate", extra="export", purpose="fvit-export distill")
-    from fvit.export.distillation import Asked, distill_bundle
+    from fvit.export.distillation import StudentAsked, distill_bundle
     from fvit.export.training import Settings
 
     settings = Settings(
         rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
     )
-    asked = Asked(
+    asked = StudentAsked(
         size=size,
         sigmas=_range(sigmas),
         share=share,
@@ -206,12 +206,12 @@ def tune(
     _require()
     require("accelerate", extra="export", purpose="fvit-export tune")
     from fvit.export.training import Settings
-    from fvit.export.tuning import Asked, tune_bundle
+    from fvit.export.tuning import TunedAsked, tune_bundle
 
     settings = Settings(
         rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
     )
-    asked = Asked(
+    asked = TunedAsked(
         weights=classifier_weights, sigmas=_range(sigmas), precision=precision, labels=labels,
         held_out=held_out, n=n,
     )  # fmt: skip

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 from rich.table import Table
 
 from fvit.engines.opening import open_engine
@@ -22,6 +23,19 @@ LEVELS = (0.25, 0.5)
 
 SEED = 0
 """Of the noise, the same for both bundles: the copies are compared in pairs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Of a bundle that is made from another by training. sigmas: range of the copies' levels; precision: the
+    old bundle's unless told; labels: as right_classes takes them; held_out images, n copies of each, are
+    measured."""
+
+    sigmas: tuple[float, float] = (0.12, 1.0)
+    precision: str | None = None
+    labels: str | None = None
+    held_out: int = 60
+    n: int = 320
 
 
 @dataclass(frozen=True)
@@ -95,16 +109,22 @@ def measure(folder: Path, files: Sequence[str], right: Sequence[int], *, n: int)
     return found
 
 
-def compared(names: tuple[str, str], first: list[Measured], second: list[Measured], *, title: str) -> Table:
-    """One row a bundle and σ."""
-    table = Table(title=title)
+def compare(
+    folders: Mapping[str, Path], files: Sequence[str], right: Sequence[int], *, n: int, console: Console
+) -> list[list[Measured]]:
+    """Measure bundles by the names that they have here, the last of them the new one, and print a row for
+    each bundle and σ."""
+    found = [measure(folder, files, right, n=n) for folder in folders.values()]
+    precision = open_bundle([*folders.values()][-1]).manifest.precision
+    table = Table(title=f"{len(files)} images held out, n = {n}, {precision}")
     table.add_column("")
     for heading in ("σ", "accuracy", "certified at σ", "median attention radius", "copies/s"):
         table.add_column(heading, justify="right")
-    for name, rows in zip(names, (first, second), strict=True):
+    for name, rows in zip(folders, found, strict=True):
         for row in rows:
             table.add_row(
                 name, f"{row.sigma:g}", f"{row.accuracy:.1%}", f"{row.certified:.1%}", f"{row.radius:.3f}",
                 f"{row.speed:,.0f}",
             )  # fmt: skip
-    return table
+    console.print(table)
+    return found

@@ -16,14 +16,23 @@ from torch import Tensor, nn
 from fvit.engines.base import weights_file
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
-from fvit.export.bundles import ROWS, Exported, noisy_example
+from fvit.export.bundles import ROWS, Exported, noisy_example, quantise_graphs
 from fvit.export.calibration import IMAGES, denoiser_feeds
-from fvit.export.comparing import compared, measure, right_classes
+from fvit.export.comparing import Asked, compare, right_classes
 from fvit.export.graphs import export_graph
-from fvit.export.precision import precision_of, quantise
+from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
 from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
-from fvit.runtime.bundle import CLASSIFIER, DENOISER, Bundle, Origin, open_bundle, seal, write_bundle
+from fvit.runtime.bundle import (
+    CLASSIFIER,
+    DENOISER,
+    Bundle,
+    Manifest,
+    Origin,
+    open_bundle,
+    seal,
+    write_bundle,
+)
 
 LEAST = 64
 """Images without which nothing is trained."""
@@ -32,23 +41,16 @@ Teacher = Callable[[Tensor, Tensor], Tensor]
 """(noisy [B,3,H,W], sigma [B]) -> images [B,3,h,w] in [0,1]."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """size: of the student; sigmas: its range; share: the teacher's in the loss; precision: of the new
-    bundle, the old one's unless told; labels: as right_classes takes them; held_out images, n copies of
-    each, are measured."""
+@dataclass(frozen=True, kw_only=True)
+class StudentAsked(Asked):
+    """size: of the student; share: the teacher's in the loss."""
 
     size: str = "base"
-    sigmas: tuple[float, float] = (0.12, 1.0)
     share: float = 0.5
-    precision: str | None = None
-    labels: str | None = None
-    held_out: int = 60
-    n: int = 320
 
 
 def distill_bundle(
-    folder: Path, out: Path, *, images: Path, asked: Asked, settings: Settings, console: Console
+    folder: Path, out: Path, *, images: Path, asked: StudentAsked, settings: Settings, console: Console
 ) -> dict[str, Exported]:
     """Train a student on a folder of images, write its bundle, and measure both bundles.
 
@@ -85,9 +87,7 @@ def distill_bundle(
         return {}
     console.print(described(losses))
     report = write_student(bundle, student, out, images=files, precision=precision)
-    before, after = (measure(each, held_out, right, n=asked.n) for each in (folder, out))
-    title = f"{len(held_out)} images held out, n = {asked.n}, {precision}"
-    console.print(compared(("teacher", "student"), before, after, title=title))
+    compare({"teacher": folder, "student": out}, held_out, right, n=asked.n, console=console)
     return report
 
 
@@ -201,15 +201,23 @@ def write_student(
         report = {
             DENOISER: Exported(export_graph(student, example, outputs=("images",), graph=graph, half=half))
         }
-        for file in {bundle.classifier.name, weights_file(bundle.classifier).name} & manifest.files.keys():
-            shutil.copyfile(bundle.folder / file, temporary / file)
-        if precision == "int8":
-            pixels = images[torch.arange(min(IMAGES, len(images)))].numpy()
-            feeds = denoiser_feeds(pixels, schedule, rows=ROWS)
-            denoiser = open_engine(graph, device="cpu")
-            inputs = {DENOISER: feeds, CLASSIFIER: [denoiser.run(each) for each in feeds]}
-            for name in (DENOISER, CLASSIFIER) if manifest.precision == "fp32" else (DENOISER,):
-                error = report[name].error if name in report else 0.0
-                report[name] = Exported(error, quantise(temporary / name, inputs[name]))
-        seal(temporary, changed)
+        finish(bundle, temporary, changed, report, images=images)
     return report
+
+
+def finish(
+    bundle: Bundle, folder: Path, manifest: Manifest, report: dict[str, Exported], *, images: Images
+) -> None:
+    """Complete and seal the folder of a new bundle that has one new graph, which is the report's: the other
+    is the bundle's own. Where the new bundle is int8 the new graph becomes that, and the other too where the
+    bundle was in fp32, calibrated on the first of the images."""
+    new = next(iter(report))
+    graph = bundle.classifier if new == DENOISER else bundle.denoiser
+    for file in {graph.name, weights_file(graph).name} & bundle.manifest.files.keys():
+        shutil.copyfile(bundle.folder / file, folder / file)
+    if manifest.precision == "int8":
+        pixels = images[torch.arange(min(IMAGES, len(images)))].numpy()
+        feeds = denoiser_feeds(pixels, manifest.schedule, rows=ROWS)
+        graphs = (DENOISER, CLASSIFIER) if bundle.manifest.precision == "fp32" else (new,)
+        quantise_graphs(folder, report, feeds, graphs=graphs)
+    seal(folder, manifest)

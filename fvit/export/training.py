@@ -9,7 +9,7 @@ import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +27,7 @@ from fvit.errors import FvitError
 from fvit.runtime.images import read_image, reason_of
 from fvit.runtime.inputs import find_images
 from fvit.runtime.lock import Lock
+from fvit.runtime.pictures import written_whole
 
 PLAN, STATE = "plan.json", "state.pt"
 
@@ -261,11 +262,8 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, data: bytes) -> None:
-    part = file.with_suffix(".part")
     try:
-        part.write_bytes(data)
-        part.replace(file)
+        with written_whole(file) as part:
+            part.write_bytes(data)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         raise FvitError(f"cannot write {file}: {reason_of(error)}") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,19 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fvit.certificates.claims import top_tokens
-from fvit.engines.base import weights_file
-from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
-from fvit.export.bundles import ROWS, Exported
-from fvit.export.calibration import IMAGES, denoiser_feeds
+from fvit.export.bundles import Exported
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.comparing import classified, compared, measure, right_classes
-from fvit.export.distillation import LEAST, Teacher, precision_for, teacher_of
+from fvit.export.comparing import Asked, classified, compare, right_classes
+from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teacher_of
 from fvit.export.graphs import export_graph
-from fvit.export.precision import quantise
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
 from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
-from fvit.runtime.bundle import CLASSIFIER, DENOISER, Bundle, Origin, open_bundle, seal, write_bundle
+from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, open_bundle, write_bundle
 
 WEIGHTS = "classifier.safetensors"
 """The tuned weights beside the checkpoints, from which the new bundle can be tuned again."""
@@ -45,22 +40,15 @@ EVEN = 0.05
 exactly 0, which have no logarithm."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """weights: the checkpoint that the classifier was exported from, where it was one; sigmas: range of the
-    copies' levels; precision: of the new bundle, the old one's unless told; labels: as right_classes takes
-    them; held_out images, n copies of each, are measured."""
+@dataclass(frozen=True, kw_only=True)
+class TunedAsked(Asked):
+    """weights: the checkpoint that the classifier was exported from, where it was one."""
 
     weights: Path | None = None
-    sigmas: tuple[float, float] = (0.12, 1.0)
-    precision: str | None = None
-    labels: str | None = None
-    held_out: int = 60
-    n: int = 320
 
 
 def tune_bundle(
-    folder: Path, out: Path, *, images: Path, asked: Asked, settings: Settings, console: Console
+    folder: Path, out: Path, *, images: Path, asked: TunedAsked, settings: Settings, console: Console
 ) -> dict[str, Exported]:
     """Tune the classifier on a folder of images, write its bundle, and measure both bundles.
 
@@ -99,9 +87,7 @@ def tune_bundle(
     console.print(described(losses))
     save_file(tuned.model.state_dict(), work / WEIGHTS)
     report = write_tuned(bundle, tuned, out, images=files, precision=precision)
-    before, after = (measure(each, held_out, right, n=asked.n) for each in (folder, out))
-    title = f"{len(held_out)} images held out, n = {asked.n}, {precision}"
-    console.print(compared(("before", "after"), before, after, title=title))
+    before, after = compare({"before": folder, "after": out}, held_out, right, n=asked.n, console=console)
     console.print(_clean(bundle, open_bundle(out), held_out, right))
     for name, old, new in [
         (f"{what} at σ = {b.sigma:g}", getattr(b, what), getattr(a, what))
@@ -192,17 +178,7 @@ def write_tuned(
             half=precision == "fp16",
         )
         report = {CLASSIFIER: Exported(error)}
-        for file in {bundle.denoiser.name, weights_file(bundle.denoiser).name} & manifest.files.keys():
-            shutil.copyfile(bundle.folder / file, temporary / file)
-        if precision == "int8":
-            pixels = images[torch.arange(min(IMAGES, len(images)))].numpy()
-            feeds = denoiser_feeds(pixels, manifest.schedule, rows=ROWS)
-            denoiser = open_engine(temporary / DENOISER, device="cpu")
-            inputs = {DENOISER: feeds, CLASSIFIER: [denoiser.run(each) for each in feeds]}
-            for name in inputs if manifest.precision == "fp32" else (CLASSIFIER,):
-                error = report[name].error if name in report else 0.0
-                report[name] = Exported(error, quantise(temporary / name, inputs[name]))
-        seal(temporary, changed)
+        finish(bundle, temporary, changed, report, images=images)
     return report
 
 

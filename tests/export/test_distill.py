@@ -12,7 +12,7 @@ from torch import Tensor
 from fvit.demo.data import compositions
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
-from fvit.export.distillation import Asked, distill_bundle, train_student
+from fvit.export.distillation import StudentAsked, distill_bundle, train_student
 from fvit.export.graphs import export_graph
 from fvit.export.students import Shape, Student, shape_of
 from fvit.export.training import PLAN, STATE, Settings
@@ -122,7 +122,7 @@ def test_preconditioning_is_karras_and_others() -> None:
 
 
 def test_a_student_in_int8_takes_its_teachers_place(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
-    asked = Asked(size="tiny", sigmas=(0.12, 1.0), share=0.5, precision="int8", held_out=2, n=32)
+    asked = StudentAsked(size="tiny", sigmas=(0.12, 1.0), share=0.5, precision="int8", held_out=2, n=32)
     settings = Settings(rate=2e-3, batch=8, steps=10)
     console = Console(record=True, width=120, file=(tmp_path / "said").open("w"))
     distill_bundle(
@@ -161,7 +161,7 @@ def test_what_cannot_be_distilled_is_said(
     places = {"absent": tmp_path / "absent", "few": photo.parent, "many": folder}
     with pytest.raises(FvitError, match=message):
         distill_bundle(
-            demo_bundle, tmp_path / "b", images=places[images], asked=Asked(**{"held_out": 4} | asked),
+            demo_bundle, tmp_path / "b", images=places[images], asked=StudentAsked(**{"held_out": 4} | asked),
             settings=Settings(rate=1e-3, batch=8, steps=1), console=QUIET,
         )  # fmt: skip
     assert not (tmp_path / "b").exists()

@@ -11,7 +11,7 @@ from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.rebuilding import rebuild
 from fvit.export.training import Settings
-from fvit.export.tuning import Asked, train_classifier, tune_bundle
+from fvit.export.tuning import TunedAsked, train_classifier, tune_bundle
 from fvit.runtime.bundle import CLASSIFIER, open_bundle, seal, write_bundle
 from tests.export.test_cli import last_line, run
 from tests.export.test_distill import Pixels
@@ -59,7 +59,7 @@ def test_a_killed_tuning_goes_on_to_the_same_curve(tmp_path: Path) -> None:
 
 
 def test_a_tuned_bundle_names_what_it_was_tuned_from(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
-    asked = Asked(held_out=4, n=32)
+    asked = TunedAsked(held_out=4, n=32)
     console = Console(record=True, width=120, file=(tmp_path / "said").open("w"))
     tune_bundle(
         demo_bundle, tmp_path / "b", images=folder, asked=asked,
