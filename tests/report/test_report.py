@@ -329,22 +329,22 @@ def test_an_evaluation_is_shown_with_its_curves_and_tables(
     assert set(tables["labels"]) == set(LABELS)
 
 
-def test_ten_thousand_records_are_one_file_below_forty_megabytes(
+def test_thousands_of_records_are_one_file_of_four_kilobytes_each(
     opens: Opens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "RESAMPLES", 2 * figures.AT_ONCE)  # intervals change no size
     folder = tmp_path / "left"
-    write_folder(folder, images=10_000, kinds=20)
+    write_folder(folder, images=2_000, kinds=20)
     file = write_report(folder)
-    assert file.stat().st_size < 40e6
+    assert file.stat().st_size < 2_000 * 4_000
     page = opens(file)
-    expect(page.locator("#place")).to_have_text("1–12 of 10,000")
+    expect(page.locator("#place")).to_have_text("1–12 of 2,000")
     assert page.locator("#cards canvas").count() == 6 * 12
     page.locator("#order").select_option("by name")
     expect(page.locator("#cards button").first).to_have_text("00000.png")
-    page.locator("#search").fill("0999")
+    page.locator("#search").fill("0199")
     expect(page.locator("#place")).to_have_text("1–11 of 11")
-    expect(page.locator("#cards button").first).to_have_text("00999.png")
+    expect(page.locator("#cards button").first).to_have_text("00199.png")
 
 
 def test_bad_folders_are_one_line_and_a_report_is_whole_or_not_there(folder: Path, tmp_path: Path) -> None:
