@@ -127,7 +127,12 @@ HoursOption = Annotated[float, typer.Option(help="How long to train, unless --st
 TrainingStepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
 TrainingBatchOption = Annotated[int, typer.Option(help="Images a step.", min=1)]
 TrainingSeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
-MixedOption = Annotated[str, typer.Option(help="Arithmetic of the training: bf16, fp16 or no (fp32).")]
+MixedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Arithmetic of the training: bf16, fp16 or no (fp32); the machine's fastest unless told."
+    ),
+]
 HeldOutOption = Annotated[int, typer.Option(help="Images kept apart to measure on in the end.", min=1)]
 CopiesOption = Annotated[int, typer.Option(help="Copies of each image that is measured.", min=1)]
 LabelsOption = Annotated[
@@ -155,7 +160,7 @@ def distill(
     batch: TrainingBatchOption = 64,
     rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 2e-3,
     seed: TrainingSeedOption = 0,
-    mixed_precision: MixedOption = "bf16",
+    mixed_precision: MixedOption = None,
     precision: BundlePrecisionOption = None,
     labels: LabelsOption = None,
     held_out: HeldOutOption = 60,
@@ -165,11 +170,12 @@ def distill(
     _require()
     require("accelerate", extra="export", purpose="fvit-export distill")
     from fvit.export.distillation import StudentAsked, distill_bundle
-    from fvit.export.training import Settings
+    from fvit.export.training import Settings, fastest_arithmetic
 
     settings = Settings(
-        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
-    )
+        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours,
+        mixed_precision=mixed_precision or fastest_arithmetic(),
+    )  # fmt: skip
     asked = StudentAsked(
         size=size,
         sigmas=_range(sigmas),
@@ -196,7 +202,7 @@ def tune(
     batch: TrainingBatchOption = 64,
     rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-4,
     seed: TrainingSeedOption = 0,
-    mixed_precision: MixedOption = "bf16",
+    mixed_precision: MixedOption = None,
     precision: BundlePrecisionOption = None,
     labels: LabelsOption = None,
     held_out: HeldOutOption = 60,
@@ -205,12 +211,13 @@ def tune(
     """Tune a bundle's classifier on denoised copies, so that explanations hold still; goes on as distill."""
     _require()
     require("accelerate", extra="export", purpose="fvit-export tune")
-    from fvit.export.training import Settings
+    from fvit.export.training import Settings, fastest_arithmetic
     from fvit.export.tuning import TunedAsked, tune_bundle
 
     settings = Settings(
-        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours, mixed_precision=mixed_precision
-    )
+        rate=rate, batch=batch, seed=seed, steps=steps, hours=hours,
+        mixed_precision=mixed_precision or fastest_arithmetic(),
+    )  # fmt: skip
     asked = TunedAsked(
         weights=classifier_weights, sigmas=_range(sigmas), precision=precision, labels=labels,
         held_out=held_out, n=n,

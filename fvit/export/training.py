@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,17 +78,27 @@ def split(folder: Path, *, held_out: int, least: int, seed: int) -> tuple[list[s
     return [files[i] for i in order[held_out:]], [files[i] for i in order[:held_out]]
 
 
+def fastest_arithmetic() -> str:
+    """bf16 where the device multiplies it, else fp16 on a GPU and fp32 ("no") on a processor, which otherwise
+    imitates what it lacks."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    processor = Path("/proc/cpuinfo")
+    return "bf16" if processor.exists() and "bf16" in processor.read_text() else "no"
+
+
 @dataclass(frozen=True)
 class Settings:
     """How to train: AdamW with this peak rate, warmed up and let down to zero along a cosine; `batch`
-    images a step; until `steps`, or as many as fit into `hours`. checkpoint: seconds between two."""
+    images a step; until `steps`, or as many as fit into `hours`. mixed_precision: as accelerate names it.
+    checkpoint: seconds between two."""
 
     rate: float
     batch: int
     seed: int = 0
     steps: int | None = None
     hours: float = 1.0
-    mixed_precision: str = "bf16"
+    mixed_precision: str = field(default_factory=fastest_arithmetic)
     checkpoint: float = 60.0
 
 

@@ -42,7 +42,7 @@ def pause(process: "subprocess.Popen[str]", seconds: float) -> None:
 
 def until_records(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
     """Wait until so many are written, or the process has ended."""
-    end = time.monotonic() + 2 * HANGS
+    end = time.monotonic() + 4 * HANGS
     while process.poll() is None and lines(out) < count:
         assert time.monotonic() < end, f"hangs at {lines(out)} records"
         pause(process, 0.05)
@@ -109,7 +109,8 @@ def test_an_interruption_ends_a_cluster_of_the_commands_own_and_keeps_what_is_do
     until_records(process, tmp_path, 1)
     process.send_signal(signal.SIGINT)
     done = finished(process)
-    assert (done.status, done.stderr) == (130, "interrupted\n")
+    assert done.status == 130
+    assert done.stderr.endswith("interrupted\n")
     kept = records(tmp_path)
     assert 1 <= len(kept) < IMAGES
     assert "records are in" in done.stdout

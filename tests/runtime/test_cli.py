@@ -148,7 +148,7 @@ def test_what_was_found_in_a_folder_is_said_and_the_good_images_are_done(
     (folder / "b-truncated.png").write_bytes(samples[0].read_bytes()[:1000])
     shutil.copy(samples[0], folder / "c-good.png")
     Image.new("L", (90, 50)).save(folder / "d-grey-and-small.png")
-    Image.new("L", (90, 60)).save(folder / "d-small-too.png")  # of which no more is said
+    Image.new("L", (90, 60), 9).save(folder / "d-small-too.png")  # of which no more is said
     frames = [Image.new("RGB", (64, 64), colour) for colour in ("red", "blue")]
     frames[0].save(folder / "e-moving.gif", save_all=True, append_images=frames[1:])
     Image.new("RGB", (300, 300)).save(folder / "f-large.png")
