@@ -23,6 +23,7 @@ from fvit.export import adm
 from fvit.export.bundles import export_bundle
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, load_diffusers
+from fvit.export.preconditioning import VariancePreserving
 
 SIGMA = 0.25
 MODELS = {
@@ -44,7 +45,8 @@ def published_adm() -> Diffusion:
     torch.manual_seed(0)
     chosen, _ = adm.parse_flags(adm.PUBLISHED_FLAGS)
     unet = adm.build_unet(adm.PUBLISHED, chosen)
-    return Diffusion(unet, adm.schedule("linear", steps=1000), prediction="epsilon", image_size=256)
+    preconditioning = VariancePreserving(adm.schedule("linear", steps=1000), "epsilon")
+    return Diffusion(unet, preconditioning, image_size=256)
 
 
 def diffusion(model: str) -> Diffusion:
@@ -60,7 +62,7 @@ def export(model: str, folder: Path, *, precision: str) -> None:
     made = classifier(model)
     export_bundle(
         folder, classifier=made, classifier_name=model, labels=tuple(map(str, range(made.num_classes))),
-        diffusion=diffusion(model), denoiser_name="denoiser", image_size=image_size(model),
+        denoiser=diffusion(model), denoiser_name="denoiser", image_size=image_size(model),
         precision=precision,
     )  # fmt: skip
 

@@ -79,7 +79,7 @@ def exported(folder: Path) -> list[Path]:
         if not (folder / name).exists():
             export_bundle(
                 folder / name, classifier=models.load_classifier(), classifier_name="fvit-demo-vit",
-                labels=LABELS, diffusion=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet",
+                labels=LABELS, denoiser=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet",
                 explanation=name, precision="int8", on_progress=partial(print, name),
             )  # fmt: skip
     return [folder / name for name in EXPLANATIONS]

@@ -61,7 +61,7 @@ def at_size(side: int, folder: Path) -> Path:
     target = folder / f"size-{side}"
     export_bundle(
         target, classifier=models.load_classifier(), classifier_name="fvit-demo-vit", labels=LABELS,
-        diffusion=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet", image_size=side,
+        denoiser=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet", image_size=side,
     )  # fmt: skip
     return target
 

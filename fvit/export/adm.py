@@ -22,6 +22,7 @@ from torch import Tensor
 from fvit.errors import FvitError
 from fvit.export.checkpoints import read_tensors, refuse
 from fvit.export.denoisers import Diffusion
+from fvit.export.preconditioning import VariancePreserving
 from fvit.runtime.schedule import Schedule
 
 CHOICES: dict[str, Any] = {
@@ -99,13 +100,12 @@ def load_adm(file: Path, *, flags: str | None = None) -> Diffusion:
     _check_flags(checked, seen, image_size=chosen["image_size"])
     unet = build_unet(seen, chosen)
     unet.load_state_dict(convert(tensors, seen, unet, chosen, file=file))
-    return Diffusion(
-        unet.eval(),
+    preconditioning = VariancePreserving(
         schedule(chosen["noise_schedule"], steps=chosen["diffusion_steps"]),
-        prediction="sample" if chosen["predict_xstart"] else "epsilon",
-        image_size=chosen["image_size"],
+        "sample" if chosen["predict_xstart"] else "epsilon",
         timestep_scale=1000 / chosen["diffusion_steps"] if chosen["rescale_timesteps"] else 1.0,
     )
+    return Diffusion(unet.eval(), preconditioning, chosen["image_size"])
 
 
 def parse_flags(text: str) -> tuple[dict[str, Any], dict[str, str]]:

@@ -17,7 +17,7 @@ from torch import nn
 from fvit.errors import FvitError
 from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import Diffusion, OneShotDenoiser, check_size, load_diffusers
+from fvit.export.denoisers import Diffusion, load_diffusers
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, Quantised, precision_of, quantise
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
@@ -46,7 +46,7 @@ def export_demo(folder: Path, *, precision: str = "fp32") -> dict[str, Exported]
         classifier=models.load_classifier(),
         classifier_name="fvit-demo-vit",
         labels=LABELS,
-        diffusion=load_diffusers(models.DENOISER),
+        denoiser=load_diffusers(models.DENOISER),
         denoiser_name="fvit-demo-unet",
         precision=precision,
     )
@@ -58,7 +58,7 @@ def export_bundle(
     classifier: nn.Module,
     classifier_name: str,
     labels: tuple[str, ...],
-    diffusion: Diffusion,
+    denoiser: Diffusion,
     denoiser_name: str,
     explanation: str = "attention",
     explained: int | None = None,
@@ -77,11 +77,10 @@ def export_bundle(
     torch or the folder cannot be written; then nothing is left behind.
     """
     kind = precision_of(precision)
-    side = image_size or diffusion.image_size
-    check_size(diffusion.unet, side)
+    side = image_size or denoiser.image_size
     size = (side, side)
     explaining = ExplainedClassifier(classifier, explanation=explanation, explained=explained)
-    denoiser = OneShotDenoiser(diffusion, image_size=size, output_size=explaining.size)
+    one_shot = denoiser.one_shot(image_size=size, output_size=explaining.size)
     try:
         manifest = Manifest(
             classifier=classifier_name,
@@ -95,9 +94,9 @@ def export_bundle(
             explanation=explanation,
             explained="predicted" if explaining.needs_gradients and explained is None else explained,
             precision=kind,
-            prediction=diffusion.prediction,
-            alphas_cumprod=tuple(diffusion.schedule.alphas_cumprod.tolist()),
-            fractional_timesteps=diffusion.schedule.fractional,
+            prediction=denoiser.prediction,
+            alphas_cumprod=tuple(denoiser.schedule.alphas_cumprod.tolist()),
+            fractional_timesteps=denoiser.schedule.fractional,
         )
     except ValidationError as problem:
         first = problem.errors()[0]
@@ -107,16 +106,16 @@ def export_bundle(
     feeds = []
     if kind == "int8":
         pixels = calibration_images(calibration, size=size)
-        feeds = denoiser_feeds(pixels, diffusion.schedule, rows=ROWS)
+        feeds = denoiser_feeds(pixels, denoiser.schedule, rows=ROWS)
     draw = torch.Generator().manual_seed(0)
-    noisy = noisy_example(diffusion.schedule, size=size, draw=draw)
+    noisy = noisy_example(denoiser.schedule, size=size, draw=draw)
     # A graph with a backward pass keeps this batch.
     images = {"images": torch.rand(ROWS, 3, *explaining.size, generator=draw)}
     half = kind == "fp16"
     with write_bundle(folder) as temporary:
         graphs = {name: temporary / name for name in (DENOISER, CLASSIFIER)}
         on_progress(f"exporting {denoiser_name}")
-        error = export_graph(denoiser, noisy, outputs=("images",), graph=graphs[DENOISER], half=half)
+        error = export_graph(one_shot, noisy, outputs=("images",), graph=graphs[DENOISER], half=half)
         report = {DENOISER: Exported(error)}
         on_progress(f"exporting {classifier_name}")
         error = export_graph(

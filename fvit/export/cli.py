@@ -15,6 +15,7 @@ from fvit.extras import require
 
 if TYPE_CHECKING:
     from fvit.export.bundles import Exported
+    from fvit.export.denoisers import Diffusion
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
@@ -87,28 +88,27 @@ def model(
             "authors print them; not needed for 256x256_diffusion_uncond.pt."
         ),
     ] = None,
+    null_class: Annotated[
+        int | None,
+        typer.Option(help="The class of a class-conditional diffusers model that stands for none.", min=0),
+    ] = None,
 ) -> None:
-    """Export a timm ViT behind a diffusion denoiser."""
+    """Export a timm ViT behind a denoiser."""
     _require()
-    from fvit.export.adm import load_adm
     from fvit.export.bundles import export_bundle
     from fvit.export.classifiers import class_labels, class_named, load_classifier
-    from fvit.export.denoisers import load_diffusers
 
-    is_file = Path(denoiser).is_file()
-    if adm_flags is not None and not is_file:
-        raise FvitError(f"--adm-flags describe a checkpoint file, and '{denoiser}' is none")
     with console.status(f"loading {classifier} and {denoiser}"):
         loaded = load_classifier(classifier, weights=classifier_weights, pretrained=pretrained)
         named = class_labels(loaded, file=labels)
-        diffusion = load_adm(Path(denoiser), flags=adm_flags) if is_file else load_diffusers(denoiser)
+        source = _denoiser(denoiser, adm_flags=adm_flags, null_class=null_class)
     with console.status(f"exporting {classifier} behind {denoiser}") as status:
         exported = export_bundle(
             bundle,
             classifier=loaded,
             classifier_name=classifier,
             labels=named,
-            diffusion=diffusion,
+            denoiser=source,
             denoiser_name=denoiser,
             explanation=explanation,
             explained=None if explain == "predicted" else class_named(named, explain),
@@ -118,6 +118,21 @@ def model(
             on_progress=status.update,
         )
     _report(bundle, exported)
+
+
+def _denoiser(name: str, *, adm_flags: str | None, null_class: int | None) -> Diffusion:
+    """What --denoiser names: a file, a folder, or a model of the hub."""
+    from fvit.export.adm import load_adm
+    from fvit.export.denoisers import load_diffusers
+
+    place = Path(name)
+    if adm_flags is not None and not place.is_file():
+        raise FvitError(f"--adm-flags describe a checkpoint file, and '{name}' is none")
+    if null_class is not None and place.is_file():
+        raise FvitError(f"--null-class is a class of a diffusers model, and '{name}' is none")
+    if place.is_file():
+        return load_adm(place, flags=adm_flags)
+    return load_diffusers(name, null_class=null_class)
 
 
 ImagesOption = Annotated[

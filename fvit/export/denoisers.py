@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,31 +13,42 @@ from torch import Tensor, nn
 
 from fvit.errors import FvitError
 from fvit.export.precision import halve
+from fvit.export.preconditioning import Preconditioning, Prediction
+from fvit.export.schedulers import preconditioning_of
 from fvit.runtime.schedule import Schedule
-
-Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 @dataclass(frozen=True, eq=False)
 class Diffusion:
     """A diffusion model of RGB images in [-1,1], ready to denoise.
 
-    unet: (images [B,3,H,W], timestep [B]) -> an object with `sample` [B, 3 or 6, H, W]; prediction: what
-    its first three channels are; image_size: the side that it was trained on; timestep_scale: what it
-    wants timesteps of the schedule multiplied by. Raises FvitError for an unknown prediction type.
+    unet: (images [B,3,H,W], time [B]) -> an object with `sample` [B, 3 or 6, H, W], whose first three
+    channels count; where null_class is told, `class_labels` [B] too, all of them this class. image_size: the
+    side that it was trained on.
     """
 
     unet: Any
-    schedule: Schedule
-    prediction: Prediction
+    preconditioning: Preconditioning
     image_size: int
-    timestep_scale: float = 1.0
+    null_class: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.prediction not in (known := get_args(Prediction)):
-            raise FvitError(
-                f"the model predicts '{self.prediction}': one-shot denoising needs {', '.join(known)}"
-            )
+    @property
+    def prediction(self) -> Prediction:
+        return self.preconditioning.prediction
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.preconditioning.schedule
+
+    def one_shot(self, *, image_size: tuple[int, int], output_size: tuple[int, int]) -> OneShotDenoiser:
+        """The module to export. Raises FvitError where images of this size cannot pass the UNet's levels."""
+        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        for side in image_size:
+            if side < factor or side % factor:
+                raise FvitError(
+                    f"image size {side}: this denoiser halves images, so use a multiple of {factor}"
+                )
+        return OneShotDenoiser(self, image_size=image_size, output_size=output_size)
 
 
 class OneShotDenoiser(nn.Module):
@@ -53,11 +64,10 @@ class OneShotDenoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.unet = diffusion.unet.eval()
-        self.prediction = diffusion.prediction
-        self.timestep_scale = diffusion.timestep_scale
-        self.fractional = diffusion.schedule.fractional
+        self.preconditioning = diffusion.preconditioning
+        self.null_class = diffusion.null_class
         self.dtype = torch.float32
-        self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
+        self.resize = resizing(image_size, output_size)
 
     def halve(self) -> None:
         """Let the network compute in float16; what surrounds it stays in float32."""
@@ -65,22 +75,25 @@ class OneShotDenoiser(nn.Module):
         self.dtype = torch.float16
 
     def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
-        keep = (1 / (1 + 4 * sigma * sigma))[:, None, None, None]
-        signal, noise = keep.sqrt(), (1 - keep).sqrt()
-        scaled = signal * (2 * noisy - 1)
-        step = timestep if self.timestep_scale == 1 else timestep * self.timestep_scale
-        if not self.fractional:
-            step = step.long()  # looked up in a learned table
+        scales = self.preconditioning.scales(2 * sigma, timestep)
+        values = 2 * noisy - 1
+        labels = {}
+        if self.null_class is not None:
+            labels["class_labels"] = torch.full_like(sigma, self.null_class, dtype=torch.long)
         # A model that learned its variance returns it in extra channels, which one step ignores.
-        output = self.unet(scaled.to(self.dtype), step).sample[:, :3].float()
-        if self.prediction == "epsilon":
-            clean = (scaled - noise * output) / signal
-        elif self.prediction == "v_prediction":
-            clean = signal * scaled - noise * output
-        else:
-            clean = output
+        output = self.unet((_rows(scales.into) * values).to(self.dtype), scales.time, **labels).sample[:, :3]
+        clean = _rows(scales.skip) * values + _rows(scales.out) * output.float()
         pixels: Tensor = self.resize((clean.clamp(-1, 1) + 1) / 2)
         return pixels
+
+
+def _rows(scale: Tensor) -> Tensor:
+    return scale[:, None, None, None]
+
+
+def resizing(source: tuple[int, int], target: tuple[int, int]) -> nn.Module:
+    """Resize, where there is anything to resize."""
+    return Resize(source, target) if source != target else nn.Identity()
 
 
 class Resize(nn.Module):
@@ -107,44 +120,53 @@ class Resize(nn.Module):
         return F.interpolate(units, (target, source), mode="bicubic", antialias=True)[0, 0]
 
 
-def load_diffusers(place: Path | str) -> Diffusion:
+def load_diffusers(place: Path | str, *, null_class: int | None = None) -> Diffusion:
     """A diffusers folder or hub name -> the model, its UNet in float32.
 
-    The UNet2DModel lies in `unet/` or at the top, the scheduler in `scheduler/` or at the top.
-    Raises FvitError where there is no such model, the hub cannot be reached, or the model is no
-    unconditional denoiser of RGB images.
+    The UNet2DModel lies in `unet/` or at the top, the scheduler, whose class says which family the model is
+    of, in `scheduler/` or at the top. null_class: which class of a class-conditional model stands for none.
+    Raises FvitError where there is no such model, the hub cannot be reached, or the model is no denoiser of
+    RGB images that needs nothing but its noise level.
     """
     inside = {"unet": "unet", "scheduler": "scheduler"}
     if Path(place).is_dir():
         inside = {name: name if (Path(place) / name).is_dir() else "" for name in inside}
     try:
-        unet = UNet2DModel.from_pretrained(
-            place, subfolder=inside["unet"], torch_dtype=torch.float32, low_cpu_mem_usage=False
+        kind = UNet2DModel.load_config(place, subfolder=inside["unet"]).get("_class_name")
+        scheduler = DDPMScheduler.load_config(place, subfolder=inside["scheduler"])
+    except Exception as error:  # whatever the hub's client or the parser raises
+        raise _unreadable(place, error) from error
+    if kind not in (None, "UNet2DModel"):  # older folders do not name it
+        raise FvitError(f"{place} holds a {kind}, and a denoiser is a UNet2DModel: give another --denoiser")
+    try:
+        unet, found = UNet2DModel.from_pretrained(
+            place,
+            subfolder=inside["unet"],
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
         )
-        scheduler = DDPMScheduler.from_pretrained(place, subfolder=inside["scheduler"])
     except Exception as error:  # whatever the hub's client, the parser or the constructor raises
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise FvitError(
-            f"{place} is no diffusers model with a UNet2DModel and a scheduler that can be read ({first}): "
-            "give a local folder with --denoiser"
-        ) from error
+        raise _unreadable(place, error) from error
+    if missing := sorted(found["missing_keys"]):
+        raise FvitError(f"{place} lacks weights of its UNet2DModel: {', '.join(missing[:3])}")
     _check(unet, place)
-    products = scheduler.alphas_cumprod.double().numpy()
-    # A learned embedding of the timestep knows the integers only.
-    schedule = Schedule(products, fractional=unet.config.time_embedding_type != "learned")
-    return Diffusion(
-        unet.eval(),
-        schedule,
-        prediction=scheduler.config.prediction_type,
-        image_size=int(unet.config.sample_size),
+    _check_class(unet, place, null_class)
+    preconditioning = preconditioning_of(
+        scheduler,
+        # A learned embedding of the timestep knows the integers only.
+        fractional=unet.config.time_embedding_type != "learned",
+        place=place,
     )
+    return Diffusion(unet.eval(), preconditioning, int(unet.config.sample_size), null_class)
 
 
-def check_size(unet: Any, size: int) -> None:
-    """Raise FvitError where images of this size cannot pass the UNet's levels."""
-    factor = 2 ** (len(unet.config.block_out_channels) - 1)
-    if size < factor or size % factor:
-        raise FvitError(f"image size {size}: this denoiser halves images, so use a multiple of {factor}")
+def _unreadable(place: Path | str, error: Exception) -> FvitError:
+    first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return FvitError(
+        f"{place} is no diffusers model with a UNet2DModel and a scheduler that can be read ({first}): "
+        "give a local folder with --denoiser"
+    )
 
 
 def _check(unet: Any, place: Path | str) -> None:
@@ -154,5 +176,22 @@ def _check(unet: Any, place: Path | str) -> None:
             f"{place} turns {channels[0]} channels into {channels[1]}: a denoiser of RGB images turns 3 "
             "into 3, or into 6 with a learned variance"
         )
-    if unet.config.num_class_embeds is not None or unet.config.class_embed_type is not None:
-        raise FvitError(f"{place} needs a class label: use an unconditional denoiser")
+
+
+def _check_class(unet: Any, place: Path | str, null_class: int | None) -> None:
+    classes, kind = unet.config.num_class_embeds, unet.config.class_embed_type
+    if kind is not None:
+        raise FvitError(
+            f"{place} needs a class embedding of type '{kind}', which no number stands for: use an "
+            "unconditional denoiser"
+        )
+    if classes is None:
+        if null_class is not None:
+            raise FvitError(f"{place} takes no class: leave --null-class out")
+    elif null_class is None:
+        raise FvitError(
+            f"{place} needs a class label: say with --null-class which of its classes, 0 to {classes - 1}, "
+            "was trained to stand for none, or use an unconditional denoiser"
+        )
+    elif not 0 <= null_class < classes:
+        raise FvitError(f"--null-class {null_class}: {place} has the classes 0 to {classes - 1}")

@@ -9,13 +9,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fvit.errors import FvitError
-from fvit.export.denoisers import Resize
+from fvit.export.denoisers import resizing
 from fvit.export.precision import halve
 from fvit.runtime.schedule import Schedule
 
@@ -42,7 +41,7 @@ class Shape:
     @property
     def schedule(self) -> Schedule:
         """Two steps, the ends of the range: t* runs from 0 to 1 with log σ."""
-        return Schedule(1 / (1 + 4 * np.array([self.lowest, self.highest]) ** 2))
+        return Schedule.between(self.lowest, self.highest)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -138,7 +137,7 @@ class Student(nn.Module):
 
     def resized(self, image_size: tuple[int, int], output_size: tuple[int, int]) -> Student:
         """Itself, giving images of the classifier's size."""
-        self.resize = Resize(image_size, output_size) if image_size != output_size else nn.Identity()
+        self.resize = resizing(image_size, output_size)
         return self
 
     def halve(self) -> None:

@@ -77,6 +77,7 @@ class Manifest(BaseModel):
     """What fvit.json says. Sizes are (rows, columns); mean and std are per channel of [0,1] images, already
     applied inside the classifier graph; explained is the class whose logit the explanation explains, each
     copy's own prediction or one index for all, and None where the explanation is the same for every class;
+    prediction is the denoiser's family (docs/method.md, section 2), which its graph already follows;
     teacher is the denoiser that this one was distilled from, tuned_from the classifier that this one was;
     files maps each file to its SHA-256.
 
@@ -97,7 +98,7 @@ class Manifest(BaseModel):
     explanation: Name
     explained: Literal["predicted"] | int | None = None
     precision: Literal["fp32", "fp16", "int8"]
-    prediction: Literal["epsilon", "v_prediction", "sample"]
+    prediction: Literal["epsilon", "v_prediction", "sample", "edm", "flow", "consistency"]
     # Below 1e-30 the noise of a step is no finite number of pixels in every arithmetic used here.
     alphas_cumprod: Annotated[tuple[Annotated[float, Field(ge=1e-30, lt=1)], ...], FailFast()]
     fractional_timesteps: bool

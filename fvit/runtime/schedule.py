@@ -32,6 +32,14 @@ class Schedule:
         if not inside or not bool(np.all(np.diff(products) < 0)):
             raise FvitError("the noise schedule is unusable: ᾱ_t must fall strictly and stay inside (0, 1)")
 
+    @classmethod
+    def between(cls, lowest: float, highest: float) -> Schedule:
+        """Two steps, the ends of a range of pixel-space σ: t* runs from 0 to 1 with log σ. For models that
+        follow σ itself. Raises FvitError where this is no range."""
+        if not 0 < lowest < highest < np.inf:
+            raise FvitError(f"σ from {lowest:g} to {highest:g} is no range: it takes 0 < lowest < highest")
+        return cls(1 / (1 + 4 * np.array([lowest, highest], np.float64) ** 2))
+
     @property
     def sigmas(self) -> NDArray[np.float64]:
         """[T] the pixel-space σ of each integer timestep: √((1−ᾱ_t)/ᾱ_t) / 2."""

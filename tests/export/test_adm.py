@@ -308,7 +308,8 @@ def test_whole_flags_as_authors_print_them_are_taken(tmp_path: Path) -> None:
         "--rescale_timesteps True --dropout 0.1",
     )
     assert diffusion.image_size == 16
-    assert diffusion.timestep_scale == 0.25
+    scales = diffusion.preconditioning.scales(torch.ones(1), torch.tensor([100.0]))
+    assert scales.time.tolist() == [25.0]
     assert len(diffusion.schedule.alphas_cumprod) == 4000
 
 

@@ -5,18 +5,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from rich.console import Console
 from torch import Tensor
 
-from fvit.demo.data import compositions
+from fvit.demo.data import LABELS, compositions
+from fvit.demo.models import load_classifier
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
+from fvit.export.bundles import export_bundle
+from fvit.export.denoisers import load_diffusers
 from fvit.export.distillation import StudentAsked, distill_bundle, train_student
 from fvit.export.graphs import export_graph
 from fvit.export.students import Shape, Student, shape_of
 from fvit.export.training import PLAN, STATE, Settings
 from fvit.runtime.bundle import open_bundle
+from tests.export.denoising import saved, small_unet
 from tests.export.test_cli import last_line, run
 
 SHAPE = Shape(width=8, fold=4, lowest=0.12, highest=1.0)
@@ -136,6 +141,31 @@ def test_a_student_in_int8_takes_its_teachers_place(demo_bundle: Path, folder: P
     assert "teacher" in said
     assert "student" in said
     assert "copies/s" in said
+
+
+def test_a_student_learns_from_a_teacher_of_any_family(folder: Path, tmp_path: Path) -> None:
+    """A flow model, whose graph computes its time from σ; and σ beyond its schedule are no lesson."""
+    unet = small_unet(sample_size=64)
+    flow = load_diffusers(saved(tmp_path / "flow", unet, FlowMatchEulerDiscreteScheduler()))
+    export_bundle(
+        tmp_path / "teacher", classifier=load_classifier(), classifier_name="fvit-demo-vit", labels=LABELS,
+        denoiser=flow, denoiser_name="flow",
+    )  # fmt: skip
+    teacher = open_bundle(tmp_path / "teacher").manifest
+    assert teacher.prediction == "flow"
+    asked = StudentAsked(size="tiny", sigmas=(0.12, 1.0), share=1.0, held_out=2, n=24)
+    settings = Settings(rate=2e-3, batch=8, steps=2, mixed_precision="no")
+    distill_bundle(
+        tmp_path / "teacher", tmp_path / "b", images=folder, asked=asked, settings=settings, console=QUIET
+    )
+    student = open_bundle(tmp_path / "b").manifest
+    assert student.teacher is not None
+    assert (student.teacher.name, student.prediction) == ("flow", "sample")
+    with pytest.raises(FvitError, match=r"the teacher knows σ from 0\.0005 to 499\.5, not from 0\.0001"):
+        distill_bundle(
+            tmp_path / "teacher", tmp_path / "c", images=folder, settings=settings, console=QUIET,
+            asked=StudentAsked(sigmas=(1e-4, 1.0)),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(

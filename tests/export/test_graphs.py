@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import Diffusion, OneShotDenoiser, Prediction, Resize, load_diffusers
+from fvit.export.denoisers import Diffusion, OneShotDenoiser, Resize, load_diffusers
 from fvit.export.graphs import export_graph
+from fvit.export.preconditioning import StepPrediction, VariancePreserving
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, open_bundle
 from fvit.runtime.schedule import Schedule
 
@@ -150,21 +151,21 @@ class Oracle(torch.nn.Module):
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_one_step_recovers_the_image_from_a_perfect_network(prediction: Prediction) -> None:
+def test_one_step_recovers_the_image_from_a_perfect_network(prediction: StepPrediction) -> None:
     """Also with a learned variance in extra channels, which must be dropped, and at two levels at once."""
     sigma, generator = torch.tensor([0.5, 0.12]), torch.Generator().manual_seed(0)
     clean = torch.rand(2, 3, 8, 8, generator=generator)
     noisy = clean + sigma[:, None, None, None] * torch.randn(clean.shape, generator=generator)
     oracle = Oracle(clean, sigma, prediction)
     schedule = Schedule(np.array([0.9, 0.1]))
-    diffusion = Diffusion(oracle, schedule, prediction=prediction, image_size=8)
+    diffusion = Diffusion(oracle, VariancePreserving(schedule, prediction), image_size=8)
     module = OneShotDenoiser(diffusion, image_size=(8, 8), output_size=(8, 8))
     assert torch.allclose(module(noisy, sigma, torch.zeros(2)), clean, atol=1e-5)
 
 
 def test_an_unknown_prediction_type_is_refused() -> None:
     with pytest.raises(FvitError, match="flow"):
-        Diffusion(torch.nn.Identity(), Schedule(np.array([0.9, 0.1])), prediction="flow", image_size=8)  # type: ignore[arg-type]
+        VariancePreserving(Schedule(np.array([0.9, 0.1])), "flow")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("source", "target"), [((64, 64), (56, 56)), ((32, 48), (64, 40))])
@@ -226,7 +227,7 @@ def test_a_model_that_no_manifest_describes_is_refused_before_it_is_exported(tmp
             classifier=models.load_classifier(),
             classifier_name="one class",
             labels=("only",),
-            diffusion=load_diffusers(models.DENOISER),
+            denoiser=load_diffusers(models.DENOISER),
             denoiser_name="unet",
         )
     assert "\n" not in str(caught.value)

@@ -53,6 +53,12 @@ def refusal(bundle: Path) -> str:
     return line
 
 
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample", "edm", "flow", "consistency"])
+def test_a_manifest_names_the_family_of_its_denoiser(bundle: Path, prediction: str) -> None:
+    rewrite(bundle, lambda fields: fields.update(prediction=prediction))
+    assert open_bundle(bundle).manifest.prediction == prediction
+
+
 @pytest.mark.parametrize("explained", [None, "predicted", 0, 1])
 def test_a_manifest_says_which_class_is_explained(bundle: Path, explained: str | int | None) -> None:
     rewrite(bundle, lambda fields: fields.update(explained=explained))
