@@ -20,6 +20,7 @@ from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, load_diffusers
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, Quantised, precision_of, quantise
+from fvit.export.restoration import Restoration
 from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
 from fvit.runtime.schedule import Schedule
 
@@ -58,7 +59,7 @@ def export_bundle(
     classifier: nn.Module,
     classifier_name: str,
     labels: tuple[str, ...],
-    denoiser: Diffusion,
+    denoiser: Diffusion | Restoration,
     denoiser_name: str,
     explanation: str = "attention",
     explained: int | None = None,

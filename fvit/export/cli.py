@@ -16,6 +16,7 @@ from fvit.extras import require
 if TYPE_CHECKING:
     from fvit.export.bundles import Exported
     from fvit.export.denoisers import Diffusion
+    from fvit.export.restoration import Restoration
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
@@ -50,8 +51,8 @@ def model(
     denoiser: Annotated[
         str,
         typer.Option(
-            help="A diffusers folder or hub name (UNet2DModel and scheduler), or a checkpoint file of "
-            "guided-diffusion or improved-diffusion."
+            help="A diffusers folder or hub name (UNet2DModel and scheduler), a checkpoint file of "
+            "guided-diffusion or improved-diffusion, or module:callable, which makes a Restoration."
         ),
     ],
     classifier_weights: Annotated[
@@ -120,19 +121,21 @@ def model(
     _report(bundle, exported)
 
 
-def _denoiser(name: str, *, adm_flags: str | None, null_class: int | None) -> Diffusion:
-    """What --denoiser names: a file, a folder, or a model of the hub."""
+def _denoiser(name: str, *, adm_flags: str | None, null_class: int | None) -> Diffusion | Restoration:
+    """What --denoiser names: a file, a folder, a callable, or a model of the hub."""
     from fvit.export.adm import load_adm
     from fvit.export.denoisers import load_diffusers
+    from fvit.export.restoration import is_callable, load_restoration
 
     place = Path(name)
+    is_own = not place.exists() and is_callable(name)
     if adm_flags is not None and not place.is_file():
         raise FvitError(f"--adm-flags describe a checkpoint file, and '{name}' is none")
-    if null_class is not None and place.is_file():
+    if null_class is not None and (is_own or place.is_file()):
         raise FvitError(f"--null-class is a class of a diffusers model, and '{name}' is none")
     if place.is_file():
         return load_adm(place, flags=adm_flags)
-    return load_diffusers(name, null_class=null_class)
+    return load_restoration(name) if is_own else load_diffusers(name, null_class=null_class)
 
 
 ImagesOption = Annotated[

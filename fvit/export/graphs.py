@@ -46,7 +46,8 @@ def export_graph(
     batch and at batch 1. backward: the module differentiates
     inside, which is traced operator by operator at the example's batch; engines then pad to it.
     half: the graph computes in float16, and the module is left so. Weights beyond INLINE bytes go into
-    a second file beside the graph. Raises FvitError where the error exceeds TOLERANCE.
+    a second file beside the graph. Raises FvitError where torch cannot export the module or the
+    error exceeds TOLERANCE.
     """
     examples = (inputs, {name: value[:1] for name, value in inputs.items()})
     expected = [run_torch(module, feeds, outputs=outputs) for feeds in examples]
@@ -63,17 +64,24 @@ def export_graph(
             traced = make_fx(module, decomposition_table=table)(*inputs.values())
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        torch.onnx.export(
-            traced,
-            tuple(inputs.values()),
-            graph,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=None if backward else ({0: batch},) * len(inputs),
-            dynamo=True,
-            external_data=bytes_of_weights > INLINE,
-            verbose=False,
-        )
+        try:
+            torch.onnx.export(
+                traced,
+                tuple(inputs.values()),
+                graph,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=None if backward else ({0: batch},) * len(inputs),
+                dynamo=True,
+                external_data=bytes_of_weights > INLINE,
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            cause = error.__cause__ or error
+            said = f"{type(cause).__name__}: {(str(cause).strip().splitlines() or [''])[0]}"
+            raise FvitError(
+                f"{graph.name} cannot be made: torch cannot export the module ({said})"
+            ) from error
     _strip(graph)
     onnx.checker.check_model(graph, full_check=True)
     engine = open_engine(graph, device="cpu")

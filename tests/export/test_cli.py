@@ -143,6 +143,26 @@ def test_denoisers_that_do_not_fit_are_refused(
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent.denoisers:make", "No module named 'absent'"),
+        ("json:loads", "--denoiser json:loads fails: TypeError"),
+    ],
+)
+def test_a_callable_that_makes_no_denoiser_is_refused(name: str, message: str, tmp_path: Path) -> None:
+    arguments = (
+        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "--denoiser", name,
+    )  # fmt: skip
+    done = run(*arguments)
+    assert done.returncode == 1
+    assert message in last_line(done)
+    done = run(*arguments, "--null-class", "10")
+    assert done.returncode == 1
+    assert "--null-class is a class of a diffusers model" in last_line(done)
+
+
 def test_an_image_size_that_the_denoiser_cannot_halve_is_refused(denoiser: Path, tmp_path: Path) -> None:
     done = run(
         "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
