@@ -15,8 +15,6 @@ from fvit.extras import require
 
 if TYPE_CHECKING:
     from fvit.export.bundles import Exported
-    from fvit.export.denoisers import Diffusion
-    from fvit.export.restoration import Restoration
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 console = Console()
@@ -98,11 +96,12 @@ def model(
     _require()
     from fvit.export.bundles import export_bundle
     from fvit.export.classifiers import class_labels, class_named, load_classifier
+    from fvit.export.loading import load_denoiser
 
     with console.status(f"loading {classifier} and {denoiser}"):
         loaded = load_classifier(classifier, weights=classifier_weights, pretrained=pretrained)
         named = class_labels(loaded, file=labels)
-        source = _denoiser(denoiser, adm_flags=adm_flags, null_class=null_class)
+        source = load_denoiser(denoiser, adm_flags=adm_flags, null_class=null_class)
     with console.status(f"exporting {classifier} behind {denoiser}") as status:
         exported = export_bundle(
             bundle,
@@ -119,23 +118,6 @@ def model(
             on_progress=status.update,
         )
     _report(bundle, exported)
-
-
-def _denoiser(name: str, *, adm_flags: str | None, null_class: int | None) -> Diffusion | Restoration:
-    """What --denoiser names: a file, a folder, a callable, or a model of the hub."""
-    from fvit.export.adm import load_adm
-    from fvit.export.denoisers import load_diffusers
-    from fvit.export.restoration import is_callable, load_restoration
-
-    place = Path(name)
-    is_own = not place.exists() and is_callable(name)
-    if adm_flags is not None and not place.is_file():
-        raise FvitError(f"--adm-flags describe a checkpoint file, and '{name}' is none")
-    if null_class is not None and (is_own or place.is_file()):
-        raise FvitError(f"--null-class is a class of a diffusers model, and '{name}' is none")
-    if place.is_file():
-        return load_adm(place, flags=adm_flags)
-    return load_restoration(name) if is_own else load_diffusers(name, null_class=null_class)
 
 
 ImagesOption = Annotated[

@@ -96,5 +96,5 @@ def test_a_classifier_that_timm_does_not_know_is_refused_by_name(
     named = changed(demo_bundle, tmp_path / "named", classifier="mine")
     done = run("fvit-export", "tune", named, tmp_path / "out", "--images", folder, "--held-out", "4")
     assert done.returncode == 1
-    assert "cannot be tuned: timm knows no model 'mine'" in last_line(done)
+    assert "cannot be rebuilt: timm knows no model 'mine'" in last_line(done)
     assert not (tmp_path / "out").exists()
