@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,16 +11,22 @@ from rich.text import Text
 
 from fvit import commands
 from fvit.errors import FvitError
+from fvit.evaluation.adversarial import STEP_COPIES
 from fvit.evaluation.evaluate import NAME, Evaluation
 from fvit.evaluation.judging import FEWEST
 from fvit.evaluation.keeping import Asked, Kept
 from fvit.evaluation.layouts import find_data
 from fvit.evaluation.tables import in_short
+from fvit.extras import require
 from fvit.runtime.faithful import terms_of
 from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.journal import Journal
 from fvit.runtime.loading import load
 from fvit.runtime.run import Told
+
+if TYPE_CHECKING:
+    from fvit.export.attacking import Adversary
+    from fvit.runtime.faithful import FaithfulViT
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -55,6 +61,22 @@ def fvit_evaluate(
             min=0,
         ),
     ] = 16,
+    adversarial: Annotated[
+        bool,
+        typer.Option("--adversarial", help="Attack every image too, with gradients: needs fvit[export]."),
+    ] = False,
+    attack_steps: Annotated[int, typer.Option(help="Steps of each attack.", min=1)] = 10,
+    classifier_weights: Annotated[
+        Path | None,
+        typer.Option(help="To attack: the checkpoint that the classifier was exported from, if any."),
+    ] = None,
+    denoiser: Annotated[
+        str | None,
+        typer.Option(help="To attack: what the denoiser was exported from, as fvit-export model takes it."),
+    ] = None,
+    adm_flags: Annotated[
+        str | None, typer.Option(help="To attack: the denoiser's, as fvit-export model takes them.")
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Seed of the noise, for data announced beforehand; from entropy unless told."),
@@ -75,10 +97,18 @@ def fvit_evaluate(
     """
     if 0 < perturbed_n < FEWEST:
         raise FvitError(f"--perturbed-n {perturbed_n} says nothing: give {FEWEST} copies or more, or 0")
+    if adversarial:
+        for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
+            require(module, extra="export", purpose="--adversarial")
     told = Told(console, problems, quiet=quiet)
     with load(bundle, device=device, batch=batch) as vit:
         commands.on_interruption(lambda: vit.queue.close(cancel=True))
         terms = terms_of(vit.bundle.manifest, sigma=sigma, n=n, alpha=alpha, k=top_k, beta=beta, seed=seed)
+        adversary = None
+        if adversarial:
+            adversary = _adversary(
+                vit, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags, steps=attack_steps
+            )
         found = find_data(
             data, names=vit.bundle.manifest.labels,
             on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}"),
@@ -86,12 +116,13 @@ def fvit_evaluate(
         told.note(f"{data}: {found.layout}, {len(found.samples):,} images")
         asked = Asked(
             bundle=vit.bundle.digest, sigma=terms.sigma, n=terms.n, alpha=terms.alpha, k=top_k,
-            beta=terms.beta, perturbed_n=perturbed_n, seed=terms.seed,
+            beta=terms.beta, perturbed_n=perturbed_n, attack_steps=attack_steps if adversarial else None,
+            seed=terms.seed,
         )  # fmt: skip
         with Journal(out) as journal, Kept(out, asked) as kept:
             evaluation = Evaluation(
                 vit, found, terms, journal, kept, told, limit=limit, max_pixels=max_pixels,
-                stopped=commands.interrupted,
+                stopped=commands.interrupted, adversary=adversary,
             )  # fmt: skip
             try:
                 evaluation.run()
@@ -99,6 +130,20 @@ def fvit_evaluate(
                 _report(evaluation, told)
     if evaluation.counted.failed:
         raise typer.Exit(1)
+
+
+def _adversary(
+    vit: FaithfulViT, *, weights: Path | None, denoiser: str | None, adm_flags: str | None, steps: int
+) -> Adversary:
+    """Gradients on a GPU where copies are computed on one too."""
+    import torch
+
+    from fvit.export.attacking import Adversary
+
+    return Adversary.of(
+        vit.bundle, weights=weights, denoiser=denoiser, adm_flags=adm_flags, steps=steps, copies=STEP_COPIES,
+        device="cuda" if vit.engine["device"] != "cpu" and torch.cuda.is_available() else "cpu",
+    )  # fmt: skip
 
 
 def _report(evaluation: Evaluation, told: Told) -> None:

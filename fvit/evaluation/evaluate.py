@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +21,7 @@ from fvit.certificates.radii import class_radius
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
+from fvit.evaluation.adversarial import Adversary, Attacking
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.figures import Row, Rows
 from fvit.evaluation.keeping import Kept
@@ -80,7 +81,8 @@ class Evaluation:
     """What is to do, and what came of it.
 
     terms: what each image is certified on, with its own seed from what is kept. journal, kept: of one folder.
-    limit: so many images at most. stopped: whether to read no more of them.
+    limit: so many images at most. stopped: whether to read no more of them. adversary: what attacks each,
+    where that is asked.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Evaluation:
         limit: int | None,
         max_pixels: int,
         stopped: Callable[[], bool] = lambda: False,
+        adversary: Adversary | None = None,
     ) -> None:
         self.vit, self.data, self.terms, self.told = vit, data, terms, told
         self.journal, self.kept = journal, kept
@@ -106,6 +109,12 @@ class Evaluation:
         self._pointed: list[tuple[Sample, int]] = []
         self._labels: dict[str, int] = {}
         self._account = Account()
+        self._given_up = Event()
+        self._attacking = None
+        if adversary is not None:
+            self._attacking = Attacking(
+                vit, adversary, journal.folder, lambda: self._stopped() or self._given_up.is_set()
+            )
         # Of the journal and of what is kept, which know of one thread.
         self._lock = Lock()
 
@@ -142,7 +151,7 @@ class Evaluation:
             "data": {"layout": self.data.layout, **vars(counted)},
             **tables(
                 self._rows.figures(), radii=self.radii, models=models, labelled=counted.labelled > 0,
-                masked=counted.masked > 0,
+                masked=counted.masked > 0, attacked=self._attacking is not None,
             ),
         }  # fmt: skip
         if manifest.explained is not None:
@@ -221,6 +230,9 @@ class Evaluation:
             measures = measure(
                 self.vit, seen.picture, seen.mask, certificate, copies=self.kept.asked.perturbed_n
             )
+            if self._attacking is not None:
+                attacked = self._attacking.attacked(seen.picture, certificate, measures)
+                measures = measures.model_copy(update={"adversarial": attacked})
             with self._lock:
                 self.kept.append(measures)
         return certificate, measures
@@ -282,6 +294,7 @@ class Evaluation:
                     yield first, done.result()
             except BaseException:
                 # What is under way would write to files that are about to be closed.
+                self._given_up.set()
                 self.vit.queue.close(cancel=True)
                 raise
 

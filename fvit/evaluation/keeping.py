@@ -31,8 +31,9 @@ HEADS = (b'{"bundle":"', b'{"image":"')
 class Asked(Part):
     """What every image of an evaluation is asked; the first line of the file.
 
-    perturbed_n: copies of an image that lacks tokens. secret: what the images' seeds are made from, unless
-    one was given; it was drawn when the evaluation began.
+    perturbed_n: copies of an image that lacks tokens. attack_steps: of each attack, where there are any.
+    secret: what the images' seeds are made from, unless one was given; it was drawn when the evaluation
+    began.
     """
 
     bundle: Digest
@@ -42,6 +43,7 @@ class Asked(Part):
     k: Count
     beta: float
     perturbed_n: Count
+    attack_steps: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
     secret: Digest | None = None
 
@@ -145,7 +147,8 @@ class Kept:
         for name, there in begun:
             here = getattr(asked, name)
             if name != "secret" and there != here:
-                words = ["entropy" if name == "seed" and value is None else value for value in (there, here)]
+                nothing = {"seed": "entropy", "attack_steps": 0}
+                words = [nothing[name] if value is None else value for value in (there, here)]
                 raise FvitError(
                     f"{self.file.parent} holds an evaluation with {name} = {words[0]}, not {words[1]}: "
                     "choose another --out"

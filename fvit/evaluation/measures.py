@@ -29,6 +29,14 @@ Tokens = Literal["in", "out", "random", "all out", "random, as all out"]
 TOKENS: tuple[Tokens, ...] = ("in", "out", "random", "all out", "random, as all out")
 """Certified in and out, equally many of both and of any; all that are certified out, and as many of any."""
 
+Target = Literal["class", "attention"]
+TARGETS: tuple[Target, ...] = ("class", "attention")
+"""What an attack is on: what the model says, or the k tokens of its explanation."""
+
+Norm = Literal["linf", "l2"]
+BUDGETS: tuple[tuple[Norm, float], ...] = (("linf", 2), ("linf", 4), ("linf", 8), ("l2", 0.5), ("l2", 1.0))
+"""How far an attack may go: ℓ∞ in 255ths; ℓ2 in shares of the certified radius of its target."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -92,6 +100,34 @@ class Masked(Part):
     segmentations: Annotated[tuple[Segmentation, ...], Row]
 
 
+class Said(Part):
+    """The class that a model says of an image, and how many of the k tokens that are first in its explanation
+    of the image as it is are there as well."""
+
+    index: Index
+    shared: Count
+
+
+class Attack(Part):
+    """An attack on a model's class or explanation within a budget: how far it went, in ℓ2, and what the model
+    says there."""
+
+    model: Model
+    target: Target
+    norm: Norm
+    budget: Annotated[float, Field(gt=0)]
+    distance: Annotated[float, Field(ge=0)]
+    said: Said
+
+
+class Attacked(Part):
+    """All attacks on one image. untouched: what as many other copies as judge an attack say of the image as
+    it is. Attacks on a claim that has no radius, by shares of it, are left out."""
+
+    untouched: Said
+    attacks: Annotated[tuple[Attack, ...], Row]
+
+
 class Measures(Part):
     """All measures of one image.
 
@@ -108,3 +144,4 @@ class Measures(Part):
     curves: Annotated[tuple[Curve, ...], Row]
     removals: Annotated[tuple[Removal, ...], Row]
     mask: Masked | None = None
+    adversarial: Attacked | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,20 @@ from numpy.typing import NDArray
 from fvit.certificates.claims import top_tokens
 from fvit.certificates.record import Certificate
 from fvit.evaluation.figures import Key, Row
-from fvit.evaluation.measures import EXPLANATIONS, TOKENS, Cut, Judged, Masked, Measures, Model
+from fvit.evaluation.measures import (
+    BUDGETS,
+    EXPLANATIONS,
+    MODELS,
+    TARGETS,
+    TOKENS,
+    Attacked,
+    Cut,
+    Judged,
+    Masked,
+    Measures,
+    Model,
+    Said,
+)
 from fvit.evaluation.metrics import TENTHS, THRESHOLDS, area_under
 from fvit.evaluation.perturbing import FILLS
 
@@ -27,14 +41,18 @@ ASKED = ("accuracy", "kept", "share")
 the image as it is; and the share of the class that is explained."""
 
 UNTOUCHED = "none"
-"""The set of tokens that is empty."""
+"""The set of tokens that is empty, or the attack that nobody makes."""
+
+ATTACKED = "attacked"
 
 
 def row_of(label: int | None, certificate: Certificate, measures: Measures, *, radii: Sequence[float]) -> Row:
-    """radii: at which it is asked what is certified. Every image has the same keys."""
+    """radii: at which it is asked what is certified. Every image has the same keys,
+    if all were attacked or none."""
     said: dict[Model, Judged] = {"plain": measures.plain, "smoothed": measures.smoothed}
     sides = {radius: certificate.attention.map(radius).ravel() for radius in radii}
     right = NONE if label is None else (measures.plain.index == label, 1)
+    attacked = measures.adversarial
     return dict(
         [
             (("accuracy", "plain"), right),
@@ -44,6 +62,7 @@ def row_of(label: int | None, certificate: Certificate, measures: Measures, *, r
             *_removals(label, said, measures),
             *_segmentation(measures.mask),
             *_localised(sides, measures),
+            *(() if attacked is None else _attacked(label, said, attacked, k=certificate.attention.k)),
         ]
     )
 
@@ -165,3 +184,25 @@ def _localised(sides: Mapping[float, Sides], measures: Measures) -> Iterator[Par
         yield ("on the object", "certified in", radius), (int((inside & touching).sum()), count)
         yield ("on the object", "plain", radius), (int(touching[first[:count]].sum()), count)
         yield ("on the object", "any", radius), (count * float(touching.mean()), count)
+
+
+def _attacked(
+    label: int | None, said: Mapping[Model, Judged], attacked: Attacked, *, k: int
+) -> Iterator[Part]:
+    """Of each attack, and of the same images as they are. An adversary that knows the label leaves alone what
+    is wrong already, so only what was right before can be right under attack."""
+    untouched = {"plain": Said(index=said["plain"].index, shared=k), "smoothed": attacked.untouched}
+    found = {(each.model, each.target, each.norm, each.budget): each for each in attacked.attacks}
+    for model, target, (norm, budget) in product(MODELS, TARGETS, BUDGETS):
+        of = (model, target, norm, budget)
+        attack, before = found.get(of), untouched[model]
+        for when, after in ((UNTOUCHED, before), (ATTACKED, before if attack is None else attack.said)):
+            right = before.index == label == after.index
+            parts = {
+                "accuracy": NONE if label is None else (right, 1),
+                "kept": (after.index == said[model].index, 1),
+                "overlap": (after.shared, k),
+            }
+            for what, part in parts.items():
+                yield ("attack", what, *of, when), NONE if attack is None else part
+        yield ("attack", "distance", *of), NONE if attack is None else (attack.distance, 1)

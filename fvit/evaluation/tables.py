@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from rich.table import Table
 
+from fvit.evaluation.adversarial import JUDGED, STEP_COPIES
 from fvit.evaluation.figures import Figure, Figures, Key
-from fvit.evaluation.measures import EXPLANATIONS, MODELS, ORDERS, TOKENS, Model
+from fvit.evaluation.measures import BUDGETS, EXPLANATIONS, MODELS, ORDERS, TARGETS, TOKENS, Model
 from fvit.evaluation.metrics import TENTHS, THRESHOLDS
 from fvit.evaluation.perturbing import FILLS
-from fvit.evaluation.rows import ASKED, CLAIMS, UNTOUCHED
+from fvit.evaluation.rows import ASKED, ATTACKED, CLAIMS, UNTOUCHED
 
 Json = dict[str, Any]
 
 
 def tables(
-    figures: Figures, *, radii: Sequence[float], models: Sequence[Model], labelled: bool, masked: bool
+    figures: Figures,
+    *,
+    radii: Sequence[float],
+    models: Sequence[Model],
+    labelled: bool,
+    masked: bool,
+    attacked: bool,
 ) -> Json:
-    """labelled, masked: whether any image is. models: who was asked what perturbed images show."""
+    """labelled, masked: whether any image is. models: who was asked what perturbed images show. attacked:
+    whether all images were."""
     found = record_tables(figures, radii=radii, labelled=labelled, mapped=True)
     found["curves"] = _curves(figures, models, labelled=labelled)
     found["certified_deletion"] = _deletion(figures, models, labelled=labelled)
@@ -38,6 +47,12 @@ def tables(
             }
             for radius in radii
         ]
+    if attacked:
+        found["adversarial"] = {
+            "copies_a_step": STEP_COPIES,
+            "judged_on": JUDGED,
+            "attacks": _attacks(figures, labelled=labelled),
+        }
     return found
 
 
@@ -109,6 +124,22 @@ def _deletion(figures: Figures, models: Sequence[Model], *, labelled: bool) -> l
     ]
 
 
+def _attacks(figures: Figures, *, labelled: bool) -> list[Json]:
+    found = []
+    for model, target, (norm, budget) in product(MODELS, TARGETS, BUDGETS):
+        of = (model, target, norm, budget)
+        row: Json = {"model": model, "target": target, "norm": norm, "budget": budget}
+        row["distance"] = figures.of(("attack", "distance", *of))
+        for when in (UNTOUCHED, ATTACKED):
+            row[when] = {
+                what: figures.of(("attack", what, *of, when))
+                for what in ("accuracy", "kept", "overlap")
+                if labelled or what != "accuracy"
+            }
+        found.append(row)
+    return found
+
+
 def _segmentation(figures: Figures, explanation: str) -> Json:
     def cut(at: str | float) -> Json:
         iou: list[Key] = [(f"IoU of the {what}", explanation, at) for what in ("object", "background")]
@@ -151,6 +182,14 @@ def in_short(found: Json, *, sigma: float) -> Table:
     for removal in found["certified_deletion"]:
         if removal["fill"] == "mean":
             add(f"{what}, removed: {removal['tokens']}, {removal['model']} model", removal[what])
+    for attack in found.get("adversarial", {}).get("attacks", []):
+        told = "overlap of the explanation" if attack["target"] == "attention" else what
+        at = f"{attack['budget']:g}/255" if attack["norm"] == "linf" else f"{attack['budget']:g} × radius"
+        words = f"{'ℓ∞' if attack['norm'] == 'linf' else 'ℓ2'} {at}, {attack['model']} model"
+        figures = {when: attack[when][told.partition(" ")[0]] for when in (UNTOUCHED, ATTACKED)}
+        if attack["norm"] == "l2" or attack["budget"] == BUDGETS[0][1]:
+            add(f"{told}, without attack, {words}", figures[UNTOUCHED])
+        add(f"{told}, attacked, {words}", figures[ATTACKED])
     for row in found.get("segmentation", []):
         for name in ("pixel_accuracy", "mIoU", "mAP"):
             add(f"{name.replace('_', ' ')}, {row['explanation']}", row[name])

@@ -316,11 +316,16 @@ class FaithfulViT:
             raise FvitError(f"the picture has {image.pixels.shape[1:]} pixels, this bundle takes {size}")
         return image
 
+    def tallied(self, picture: Picture, terms: Terms, *, copies: int) -> Tally:
+        """The first `copies` copies of a picture, counted on these terms, which have a seed. Raises FvitError
+        where an engine fails."""
+        return _answer(self.queue.submit(self._stretch(picture, terms, copies=copies)))
+
     def recount(self, picture: Picture, terms: Terms, *, copies: int) -> Certificate:
         """What the first `copies` copies of a picture certify on these terms: a record's claims, drawn again
         where it is of this bundle. Raises FvitError where an engine fails."""
         started = time.perf_counter()
-        tally = _answer(self.queue.submit(self._stretch(picture, terms, copies=copies)))
+        tally = self.tallied(picture, terms, copies=copies)
         return self._certificate(picture, tally, terms, seconds=time.perf_counter() - started)
 
     def predicting(

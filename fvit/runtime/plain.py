@@ -13,9 +13,9 @@ ROWS = 16
 """Images that go in at once: on a GPU each call has its price, and all of them at once take memory."""
 
 
-def classify_plain(vit: FaithfulViT, pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
-    """[B,3,H,W] of the bundle's size -> logits [B,C], attribution [B,N]. A row depends on its own image
-    alone."""
+def classify_plain(vit: FaithfulViT, pixels: NDArray[np.uint8] | Floats) -> tuple[Floats, Floats]:
+    """[B,3,H,W] of the bundle's size, 8-bit or in [0,1] -> logits [B,C], attribution [B,N]. A row depends on
+    its own image alone."""
     outputs = [
         vit.pipeline.classify(_resized(pixels[first : first + ROWS], vit.bundle.manifest.classifier_size))
         for first in range(0, len(pixels), ROWS)
@@ -24,8 +24,10 @@ def classify_plain(vit: FaithfulViT, pixels: NDArray[np.uint8]) -> tuple[Floats,
     return np.concatenate(logits), np.concatenate(attribution)
 
 
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> Floats:
-    images = pixels.astype(np.float32) / np.float32(255)
+def _resized(pixels: NDArray[np.uint8] | Floats, size: tuple[int, int]) -> Floats:
+    images = pixels.astype(np.float32)
+    if pixels.dtype == np.uint8:
+        images /= np.float32(255)
     if images.shape[2:] == size:
         return images
     planes = [

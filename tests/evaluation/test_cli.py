@@ -3,6 +3,7 @@
 import json
 import signal
 import subprocess
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from PIL import Image
 
 import fvit
 from fvit.demo.data import compositions
-from fvit.evaluation import cli
+from fvit.evaluation import adversarial, cli
 from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
 from fvit.runtime.journal import NAME as RECORDS
@@ -83,6 +84,51 @@ def test_bad_input_is_one_line(
     assert "cannot certify" in refused(data, "--n", "3")
     assert not (tmp_path / "out").exists()
     assert "Missing option '--out'" in here("evaluate", vit.bundle.folder, data).refusal
+
+
+def test_attacks_stand_beside_what_is_said_of_the_images_as_they_are(
+    vit: fvit.FaithfulViT, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load", lambda *_, **__: nullcontext(vit))
+    monkeypatch.setattr(cli, "STEP_COPIES", 1)
+    monkeypatch.setattr(adversarial, "JUDGED", 10)
+    monkeypatch.setattr("fvit.evaluation.cli.console.width", 200)
+    arguments = (vit.bundle.folder, data, "--out", tmp_path, *FAST, "--limit", "1", "--perturbed-n", "0")
+    attacking = ("--adversarial", "--attack-steps", "1")
+    done = here("evaluate", *arguments, *attacking)
+    assert done.status == 0, done.stderr
+    for words in ("accuracy, attacked, ℓ∞ 8/255, plain model", "accuracy, attacked, ℓ2 1 × radius, smoothed"):
+        assert words in done.stdout
+    found = tables(tmp_path)
+    assert found["asked"]["attack_steps"] == 1
+    assert len(found["adversarial"]["attacks"]) == 2 * 2 * 5
+    before = (tmp_path / TABLES).read_bytes()
+    assert here("evaluate", *arguments, *attacking, "--quiet") == Ended(0, "", "")
+    assert (tmp_path / TABLES).read_bytes() == before
+    other = here("evaluate", *arguments)
+    assert other.status == 1
+    assert "holds an evaluation with attack_steps = 1, not 0: choose another --out" in other.stderr
+
+
+def test_attacks_without_torch_are_one_line(
+    vit: fvit.FaithfulViT, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    said = here("evaluate", vit.bundle.folder, data, "--out", tmp_path / "out", "--adversarial").refusal
+    assert said.endswith(
+        "--adversarial needs the package 'torch', which is not installed: run  pip install 'fvit[export]'"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_attacks_on_what_cannot_be_rebuilt_are_one_line(
+    vit: fvit.FaithfulViT, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "load", lambda *_, **__: nullcontext(vit))
+    out = ("--out", tmp_path / "out", "--adversarial")
+    said = here("evaluate", vit.bundle.folder, data, *out, "--denoiser", data).refusal
+    assert "is no diffusers model with a UNet2DModel" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interruption_leaves_the_tables_of_what_is_done(

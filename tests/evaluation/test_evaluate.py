@@ -18,6 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from fvit.errors import FvitError
+from fvit.evaluation.adversarial import Adversary
 from fvit.evaluation.evaluate import MOSAICS, Evaluation, radii_of
 from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
@@ -53,8 +54,11 @@ def write_data(place: Path, *, images: int = IMAGES) -> list[tuple[Pixels, Pixel
     return written
 
 
-def asked_of(vit: FaithfulViT, *, seed: int | None, perturbed_n: int = PERTURBED_N) -> Asked:
-    return Asked(bundle=vit.bundle.digest, **TERMS, perturbed_n=perturbed_n, seed=seed)  # type: ignore[arg-type]
+def asked_of(
+    vit: FaithfulViT, *, seed: int | None, perturbed_n: int = PERTURBED_N, attack_steps: int | None = None
+) -> Asked:
+    asked = {**TERMS, "perturbed_n": perturbed_n, "attack_steps": attack_steps, "seed": seed}
+    return Asked(bundle=vit.bundle.digest, **asked)  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -65,16 +69,19 @@ def evaluate(
     seed: int | None = None,
     limit: int | None = None,
     stopped: Callable[[], bool] = lambda: False,
+    adversary: Adversary | None = None,
 ) -> dict[str, Any]:
     """Run and write it; gives what was written, and what was said under "said"."""
     said = io.StringIO()
     told = Told(Console(file=said), Console(file=said, width=1000), quiet=False)
     terms = vit.terms(**TERMS)  # type: ignore[arg-type]
     found = find_data(data, names=vit.bundle.manifest.labels)
-    with Journal(out) as journal, Kept(out, asked_of(vit, seed=seed)) as kept:
+    asked = asked_of(vit, seed=seed, attack_steps=None if adversary is None else 10)
+    with Journal(out) as journal, Kept(out, asked) as kept:
         run = Evaluation(
-            vit, found, terms, journal, kept, told, limit=limit, max_pixels=MAX_PIXELS, stopped=stopped
-        )
+            vit, found, terms, journal, kept, told, limit=limit, max_pixels=MAX_PIXELS, stopped=stopped,
+            adversary=adversary,
+        )  # fmt: skip
         run.run()
         run.write(run.tables())
     return json.loads((out / TABLES).read_text()) | {"said": said.getvalue()}
@@ -326,11 +333,11 @@ def run_once(data: Path, out: Path) -> None:
         evaluate(vit, data, out)
 
 
-def begun(out: Path) -> Path:
+def begun(out: Path, *, attack_steps: int | None = None) -> Path:
     """A folder in which an evaluation has begun, always with the same secret."""
     out.mkdir()
     with of_colours() as vit:
-        asked = asked_of(vit, seed=None).model_copy(update={"secret": "5" * 64})
+        asked = asked_of(vit, seed=None, attack_steps=attack_steps).model_copy(update={"secret": "5" * 64})
     (out / MEASURES).write_text(asked.model_dump_json(exclude_none=True) + "\n")
     return out
 
