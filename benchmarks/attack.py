@@ -5,55 +5,42 @@
 Two adversaries, each against the class, the explanation, and the sides of two tokens, one that is in and one
 that is out, drawn at random: one follows gradients of the smoothed objective through the torch models
 (expectation over noisy copies), one tries random directions. What they propose lies between the 8-bit images,
-as the certificates allow, and is judged by the engine on fresh copies. Every image is kept in the work folder
-as it is done, so a run that was stopped continues.
+as the certificates allow, and is judged by the engine on fresh copies: a claim is broken where these refute
+it. Every image is kept in the work folder as it is done, so a run that was stopped continues.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import typer
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 from torch import Tensor
 
 import fvit
 from benchmarks.keeping import publish, resumed
-from fvit.certificates.claims import top_tokens
-from fvit.certificates.radii import lost_tokens
-from fvit.certificates.tally import Tally
-from fvit.demo import models
+from fvit.certificates.refuting import refuted
 from fvit.demo.data import compositions
-from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import OneShotDenoiser, load_diffusers
+from fvit.evaluation.adversarial import JUST_INSIDE, fresh
+from fvit.export.attacking import Adversary, Loss, away_from_class, away_from_tokens
 from fvit.runtime.images import Picture
 
 Floats = NDArray[np.float32]
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""From logits [B,C] and attribution [B,N] of noisy copies to what an adversary wants more of."""
-
-BATCH = 4
-"""Copies that a core takes at once."""
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard an adversary tries: gradient steps, copies a step, random directions; and batches of
-    copies that judge a proposal."""
+    """How hard an adversary tries: gradient steps, copies a step, random directions; and copies that judge a
+    proposal."""
 
     steps: int = 10
     copies: int = 16
     directions: int = 4
-    judged: int = 25
+    judged: int = 100
 
 
 @dataclass(frozen=True)
@@ -64,11 +51,16 @@ class Claim:
     radius: float
     token: int = -1
 
+    @property
+    def refuted(self) -> str:
+        """What `refuted` calls it."""
+        return self.name if self.token < 0 else f"token {self.token}"
+
 
 CLAIMS = ("class", "attention", "a token in", "a token out")
 
 WRONG_BY_CHANCE = 1e-3
-"""A side is broken where so many fresh copies on the other one would be rarer than this at one half."""
+"""The probability with which fresh copies may refute anything that is true."""
 
 
 def claims(certificate: fvit.Certificate, *, seed: int) -> list[Claim]:
@@ -87,65 +79,25 @@ def claims(certificate: fvit.Certificate, *, seed: int) -> list[Claim]:
 
 def loss_of(claim: Claim, certificate: fvit.Certificate) -> Loss:
     """What grows as the claim breaks."""
-    explanation = certificate.attention
-
-    def of_class(logits: Tensor, attribution: Tensor) -> Tensor:
-        return F.cross_entropy(logits, torch.full((len(logits),), certificate.class_.index))
-
-    def of_attention(logits: Tensor, attribution: Tensor) -> Tensor:
-        inside = torch.zeros(attribution.shape[1])
-        inside[list(explanation.tokens)] = 1
-        return (attribution * (1 - 2 * inside)).sum(dim=1).mean()
 
     def of_side(logits: Tensor, attribution: Tensor) -> Tensor:
         # A copy votes for the token where it lies above the k-th largest of the others.
         logs = attribution.clamp(min=1e-12).log()
         others = torch.cat([logs[:, : claim.token], logs[:, claim.token + 1 :]], dim=1)
-        votes = torch.sigmoid(4 * (logs[:, claim.token] - others.topk(explanation.k, dim=1).values[:, -1]))
+        edge = others.topk(certificate.attention.k, dim=1).values[:, -1]
+        votes = torch.sigmoid(4 * (logs[:, claim.token] - edge))
         return votes.mean() if claim.name == "a token out" else -votes.mean()
 
-    return {"class": of_class, "attention": of_attention}.get(claim.name, of_side)
+    if claim.name == "class":
+        return away_from_class(certificate.class_.index)
+    return away_from_tokens(certificate.attention.tokens) if claim.name == "attention" else of_side
 
 
-class Adversary:
-    """The embedded model in torch, differentiable from the noisy copies to logits and attribution."""
-
-    def __init__(self) -> None:
-        diffusion = load_diffusers(models.DENOISER)
-        self.schedule = diffusion.schedule
-        self.denoiser = OneShotDenoiser(diffusion, image_size=(64, 64), output_size=(64, 64))
-        self.classifier = ExplainedClassifier(models.load_classifier())
-
-    def follow(
-        self,
-        pixels: Floats,
-        certificate: fvit.Certificate,
-        *,
-        radius: float,
-        loss: Loss,
-        effort: Effort,
-        seed: int,
-    ) -> Floats:
-        """Projected gradient ascent on the ℓ2 sphere of this radius, of the mean loss over noisy copies."""
-        draw = torch.Generator().manual_seed(seed)
-        clean = torch.from_numpy(pixels)
-        sigma = certificate.sigma
-        levels = torch.full((effort.copies,), sigma)
-        timesteps = torch.full((effort.copies,), self.schedule.timestep(sigma))
-        delta = torch.randn(clean.shape, generator=draw)
-        delta *= radius / delta.norm()
-        for _ in range(effort.steps):
-            delta.requires_grad_(True)
-            noise = torch.randn((effort.copies, *clean.shape), generator=draw)
-            # Only the direction matters here, and noise moves it more than bf16 does.
-            with torch.autocast("cpu", torch.bfloat16):
-                images = self.denoiser(clean + delta + sigma * noise, levels, timesteps)
-                logits, attribution = self.classifier(images)
-            (gradient,) = torch.autograd.grad(loss(logits.float(), attribution.float()), delta)
-            with torch.no_grad():
-                delta = delta + 0.5 * radius * gradient / gradient.norm().clamp(min=1e-12)
-                delta = delta * (radius / delta.norm())
-        return (clean + delta.detach()).numpy()
+def adversary_of(vit: fvit.FaithfulViT, effort: Effort) -> Adversary:
+    """Of the embedded model."""
+    return Adversary.of(
+        vit.bundle, weights=None, denoiser=None, adm_flags=None, steps=effort.steps, copies=effort.copies
+    )
 
 
 def random_proposals(pixels: Floats, *, radius: float, effort: Effort, seed: int) -> list[Floats]:
@@ -157,40 +109,6 @@ def random_proposals(pixels: Floats, *, radius: float, effort: Effort, seed: int
         direction = np.kron(rng.normal(size=(3, cells, cells)), np.ones((1, 64 // cells, 64 // cells)))
         found.append((pixels + radius * direction / np.linalg.norm(direction)).astype(np.float32))
     return found
-
-
-def fresh(
-    vit: fvit.FaithfulViT, proposal: Floats, certificate: fvit.Certificate, *, effort: Effort, seed: int
-) -> Tally:
-    """Fresh copies of a proposal, counted."""
-    rng = np.random.default_rng(seed)
-    tally = Tally(vit.pipeline.classes, vit.pipeline.tokens, (certificate.attention.k,))
-    sigma = np.full(BATCH, certificate.sigma, np.float32)
-
-    def some(noise: NDArray[np.float64]) -> tuple[Floats, Floats]:
-        # What is smoothed starts at the 8-bit grid, wherever its argument lies (docs/method.md, section 3).
-        noisy = np.rint(255 * (proposal + certificate.sigma * noise)).astype(np.float32) / np.float32(255)
-        return vit.pipeline(noisy, sigma=sigma)
-
-    noises = [rng.normal(size=(len(sigma), *proposal.shape)) for _ in range(effort.judged)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
-        for logits, attribution in cores.map(some, noises):
-            tally.add(logits, attribution)
-    return tally
-
-
-def broken(claim: Claim, certificate: fvit.Certificate, tally: Tally) -> bool:
-    """Whether fresh copies say otherwise: another class has most of them; fewer than βk of the tokens are in
-    their top k; or, beyond chance, the token is on the other side."""
-    explanation = certificate.attention
-    if claim.name == "class":
-        return int(tally.counts.argmax()) != certificate.class_.index
-    if claim.name == "attention":
-        kept = set(top_tokens(tally.votes[0], explanation.k)) & set(explanation.tokens)
-        return explanation.k - len(kept) >= lost_tokens(explanation.k, beta=explanation.beta)
-    votes = int(tally.votes[0, claim.token])
-    other = "less" if claim.name == "a token in" else "greater"
-    return bool(binomtest(votes, tally.copies, 0.5, alternative=other).pvalue <= WRONG_BY_CHANCE)
 
 
 def attack(
@@ -210,19 +128,22 @@ def attack(
         reach = scale * claim.radius
         loss = loss_of(claim, certificate)
         # The stronger adversary first: what it breaks needs no other.
-        proposals = [
-            adversary.follow(pixels, certificate, radius=reach, loss=loss, effort=effort, seed=seed),
-            *random_proposals(pixels, radius=reach, effort=effort, seed=seed),
-        ]
+        followed = adversary.follow(
+            pixels, loss=loss, norm="l2", radius=reach, sigma=certificate.sigma,
+            draw=np.random.default_rng(seed),
+        )  # fmt: skip
+        proposals = [followed, *random_proposals(pixels, radius=reach, effort=effort, seed=seed)]
         outcome[claim.name] = any(
-            broken(claim, certificate, fresh(vit, each, certificate, effort=effort, seed=seed))
+            claim.refuted in refuted(
+                certificate, fresh(vit, each, certificate, copies=effort.judged, seed=seed),
+                distance=0, chance=WRONG_BY_CHANCE,
+            )
             for each in proposals
-        )
+        )  # fmt: skip
     return outcome
 
 
-# Just inside: the boundary itself belongs to neither side in floating point.
-SCALES = {"inside": 0.999, "twice": 2.0}
+SCALES = {"inside": JUST_INSIDE, "twice": 2.0}
 
 
 def main(
@@ -231,9 +152,10 @@ def main(
     n: Annotated[int, typer.Option(help="Copies of each image.")] = 1000,
     work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/attack"),
 ) -> None:
-    adversary, effort = Adversary(), Effort()
+    effort = Effort()
     data = compositions(images, seed=78, split="held-out")
     with fvit.load(bundle) as vit:
+        adversary = adversary_of(vit, effort)
 
         def measure(i: int) -> dict[str, Any]:
             picture = vit.read(data.images[i])
@@ -261,7 +183,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['images']} held-out images, n = {result['n']:,}, σ = 0.25, α = 0.001, "
         f"{result['precision']}. For each claim {effort['directions']} random directions and "
         f"{effort['steps']} gradient steps over {effort['copies']} copies each; "
-        f"proposals judged on {BATCH * effort['judged']} fresh copies.",
+        f"proposals judged on {effort['judged']} fresh copies.",
         "",
         "| claim | at | attacked | broken |",
         "|---|---|---|---|",

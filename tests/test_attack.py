@@ -5,14 +5,15 @@ from pathlib import Path
 import pytest
 
 import fvit
-from benchmarks.attack import Adversary, Effort, attack
+from benchmarks.attack import Effort, adversary_of, attack
+from fvit.export.attacking import Adversary
 
-EFFORT = Effort(steps=4, copies=8, directions=2, judged=24)
+EFFORT = Effort(steps=4, copies=8, directions=2, judged=96)
 
 
 @pytest.fixture(scope="module")
-def adversary() -> Adversary:
-    return Adversary()
+def adversary(vit: fvit.FaithfulViT) -> Adversary:
+    return adversary_of(vit, EFFORT)
 
 
 def test_no_adversary_breaks_a_claim_inside_its_radius(
