@@ -77,6 +77,9 @@ def fvit_evaluate(
     adm_flags: Annotated[
         str | None, typer.Option(help="To attack: the denoiser's, as fvit-export model takes them.")
     ] = None,
+    null_class: Annotated[
+        int | None, typer.Option(help="To attack: the denoiser's, as fvit-export model takes it.", min=0)
+    ] = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Seed of the noise, for data announced beforehand; from entropy unless told."),
@@ -107,8 +110,9 @@ def fvit_evaluate(
         adversary = None
         if adversarial:
             adversary = _adversary(
-                vit, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags, steps=attack_steps
-            )
+                vit, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags,
+                null_class=null_class, steps=attack_steps,
+            )  # fmt: skip
         found = find_data(
             data, names=vit.bundle.manifest.labels,
             on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}"),
@@ -133,7 +137,13 @@ def fvit_evaluate(
 
 
 def _adversary(
-    vit: FaithfulViT, *, weights: Path | None, denoiser: str | None, adm_flags: str | None, steps: int
+    vit: FaithfulViT,
+    *,
+    weights: Path | None,
+    denoiser: str | None,
+    adm_flags: str | None,
+    null_class: int | None,
+    steps: int,
 ) -> Adversary:
     """Gradients on a GPU where copies are computed on one too."""
     import torch
@@ -141,7 +151,8 @@ def _adversary(
     from fvit.export.attacking import Adversary
 
     return Adversary.of(
-        vit.bundle, weights=weights, denoiser=denoiser, adm_flags=adm_flags, steps=steps, copies=STEP_COPIES,
+        vit.bundle, weights=weights, denoiser=denoiser, adm_flags=adm_flags, null_class=null_class,
+        steps=steps, copies=STEP_COPIES,
         device="cuda" if vit.engine["device"] != "cpu" and torch.cuda.is_available() else "cpu",
     )  # fmt: skip
 
