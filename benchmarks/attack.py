@@ -23,9 +23,9 @@ from torch import Tensor
 
 import fvit
 from benchmarks.keeping import publish, resumed
-from fvit.certificates.refuting import refuted
+from fvit.certificates.refuting import doubted, refuted
 from fvit.demo.data import compositions
-from fvit.evaluation.adversarial import JUST_INSIDE, fresh
+from fvit.evaluation.adversarial import BEYOND_CHANCE, CONFIRMED, JUST_INSIDE, fresh
 from fvit.export.attacking import Adversary, Loss, away_from_class, away_from_tokens
 from fvit.runtime.images import Picture
 
@@ -58,9 +58,6 @@ class Claim:
 
 
 CLAIMS = ("class", "attention", "a token in", "a token out")
-
-WRONG_BY_CHANCE = 1e-3
-"""The probability with which fresh copies may refute anything that is true."""
 
 
 def claims(certificate: fvit.Certificate, *, seed: int) -> list[Claim]:
@@ -111,6 +108,23 @@ def random_proposals(pixels: Floats, *, radius: float, effort: Effort, seed: int
     return found
 
 
+def broken(
+    vit: fvit.FaithfulViT,
+    claim: Claim,
+    certificate: fvit.Certificate,
+    proposal: Floats,
+    *,
+    effort: Effort,
+    seed: int,
+) -> bool:
+    """Whether fresh copies refute a claim: few that cast doubt on it, then many that decide."""
+    few = fresh(vit, proposal, certificate, copies=effort.judged, seed=seed)
+    if claim.refuted not in doubted(certificate, few, distance=0):
+        return False
+    many = fresh(vit, proposal, certificate, copies=CONFIRMED, seed=seed + 1)
+    return claim.refuted in refuted(certificate, many, distance=0, chance=BEYOND_CHANCE)
+
+
 def attack(
     vit: fvit.FaithfulViT,
     adversary: Adversary,
@@ -134,12 +148,8 @@ def attack(
         )  # fmt: skip
         proposals = [followed, *random_proposals(pixels, radius=reach, effort=effort, seed=seed)]
         outcome[claim.name] = any(
-            claim.refuted in refuted(
-                certificate, fresh(vit, each, certificate, copies=effort.judged, seed=seed),
-                distance=0, chance=WRONG_BY_CHANCE,
-            )
-            for each in proposals
-        )  # fmt: skip
+            broken(vit, claim, certificate, each, effort=effort, seed=seed) for each in proposals
+        )
     return outcome
 
 

@@ -11,6 +11,11 @@ from fvit.export.attacking import Adversary
 EFFORT = Effort(steps=4, copies=8, directions=2, judged=96)
 
 
+@pytest.fixture(autouse=True)
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.attack.CONFIRMED", 400)
+
+
 @pytest.fixture(scope="module")
 def adversary(vit: fvit.FaithfulViT) -> Adversary:
     return adversary_of(vit, EFFORT)
@@ -20,12 +25,12 @@ def test_no_adversary_breaks_a_claim_inside_its_radius(
     vit: fvit.FaithfulViT, adversary: Adversary, samples: list[Path]
 ) -> None:
     attacked = 0
-    for seed, sample in enumerate(samples[:4]):
+    for seed, sample in enumerate(samples[:3]):
         certificate = vit.certify(sample, n=200, seed=seed)
         outcome = attack(vit, adversary, vit.read(sample), certificate, scale=0.999, effort=EFFORT, seed=seed)
         assert not any(outcome.values())
         attacked += len(outcome)
-    assert attacked >= 14  # class, set, a token in and one out, of four images
+    assert attacked >= 10  # class, set, a token in and one out, of three images
 
 
 def test_the_same_adversary_breaks_claims_far_outside(

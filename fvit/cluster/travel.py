@@ -26,9 +26,15 @@ Packed = Mapping[str, Any]
 
 
 def identity(bundle: Bundle) -> Identity:
-    """A plan's name says all that it was built from and for."""
-    names = "\n".join(name for name in _built(bundle) if name.endswith(".plan"))
-    return bundle.digest, hashlib.sha256(names.encode()).hexdigest()[:12]
+    """Of two plans with one name one may have been built again, and compute in another order."""
+    plans = hashlib.sha256()
+    for name in _built(bundle):
+        if name.endswith(".plan"):
+            plans.update(name.encode())
+            with (bundle.folder / name).open("rb") as file:
+                while part := file.read(1 << 24):
+                    plans.update(part)
+    return bundle.digest, plans.hexdigest()[:12]
 
 
 def packed(bundle: Bundle) -> Packed:

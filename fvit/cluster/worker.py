@@ -50,8 +50,8 @@ def code() -> str:
     """Stands for every line of this fvit: two checkouts may have one version."""
     root = Path(fvit.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(root.rglob("*.py")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cu")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:8]
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fvit.certificates.claims import top_tokens
 from fvit.certificates.record import Certificate
-from fvit.certificates.refuting import refuted
+from fvit.certificates.refuting import doubted, refuted
 from fvit.certificates.tally import Tally
 from fvit.errors import FvitError
 from fvit.evaluation.measures import (
@@ -45,11 +45,9 @@ STEP_COPIES = 8
 JUDGED = 100
 """Copies of an attacked image that say what the smoothed model says of it."""
 
-SUSPECT = 0.05
-"""Where true claims would look as wrong with at most this probability, further copies are asked."""
-
 CONFIRMED, BEYOND_CHANCE = 2000, 1e-6
-"""So many, and the probability with which these may refute what is true."""
+"""Copies that decide where those are doubtful, and the probability with which they may refute what is true.
+"""
 
 JUST_INSIDE = 0.999
 """Of a radius: the edge itself belongs to neither side in floating point."""
@@ -136,7 +134,8 @@ class Attacking:
         *,
         place: int,
     ) -> Attack:
-        draw = np.random.default_rng([certificate.seed, place])
+        # Several images may have one seed, and their attacks are to be independent.
+        draw = np.random.default_rng([certificate.seed, int(picture.pixels_sha256[:32], 16), place])
         radius = budget / 255 if norm == "linf" else budget * JUST_INSIDE * _radius(certificate, target)
         proposed = self.adversary.attack(
             np.divide(picture.pixels, 255, dtype=np.float32),
@@ -156,7 +155,7 @@ class Attacking:
             said = Said(index=int(logits[0].argmax()), shared=len(set(top.tolist()) & set(tokens)))
         else:
             tally = fresh(self.vit, pixels, certificate, copies=JUDGED, seed=int(draw.integers(2**63)))
-            if refuted(certificate, tally, distance=distance, chance=SUSPECT):
+            if doubted(certificate, tally, distance=distance):
                 self._confirm(picture, pixels, certificate, distance, seed=int(draw.integers(2**63)))
             said = _said(tally, tokens)
         return Attack(

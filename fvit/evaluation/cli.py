@@ -32,6 +32,8 @@ app = typer.Typer(add_completion=False)
 console = Console()
 problems = Console(stderr=True)
 
+ATTACK_STEPS = 10
+
 
 @app.command(no_args_is_help=True)
 def fvit_evaluate(
@@ -65,7 +67,9 @@ def fvit_evaluate(
         bool,
         typer.Option("--adversarial", help="Attack every image too, with gradients: needs fvit[export]."),
     ] = False,
-    attack_steps: Annotated[int, typer.Option(help="Steps of each attack.", min=1)] = 10,
+    attack_steps: Annotated[
+        int | None, typer.Option(help=f"Steps of each attack: {ATTACK_STEPS} unless told.", min=1)
+    ] = None,
     classifier_weights: Annotated[
         Path | None,
         typer.Option(help="To attack: the checkpoint that the classifier was exported from, if any."),
@@ -103,6 +107,13 @@ def fvit_evaluate(
     if adversarial:
         for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
             require(module, extra="export", purpose="--adversarial")
+    to_attack = {
+        "--classifier-weights": classifier_weights, "--denoiser": denoiser, "--adm-flags": adm_flags,
+        "--null-class": null_class, "--attack-steps": attack_steps,
+    }  # fmt: skip
+    if not adversarial and (useless := [name for name, value in to_attack.items() if value is not None]):
+        raise FvitError(f"{', '.join(useless)}: of attacks, which --adversarial asks for")
+    steps = attack_steps or ATTACK_STEPS
     told = Told(console, problems, quiet=quiet)
     with load(bundle, device=device, batch=batch) as vit:
         commands.on_interruption(lambda: vit.queue.close(cancel=True))
@@ -111,7 +122,7 @@ def fvit_evaluate(
         if adversarial:
             adversary = _adversary(
                 vit, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags,
-                null_class=null_class, steps=attack_steps,
+                null_class=null_class, steps=steps,
             )  # fmt: skip
         found = find_data(
             data, names=vit.bundle.manifest.labels,
@@ -120,7 +131,7 @@ def fvit_evaluate(
         told.note(f"{data}: {found.layout}, {len(found.samples):,} images")
         asked = Asked(
             bundle=vit.bundle.digest, sigma=terms.sigma, n=terms.n, alpha=terms.alpha, k=top_k,
-            beta=terms.beta, perturbed_n=perturbed_n, attack_steps=attack_steps if adversarial else None,
+            beta=terms.beta, perturbed_n=perturbed_n, attack_steps=steps if adversarial else None,
             seed=terms.seed,
         )  # fmt: skip
         with Journal(out) as journal, Kept(out, asked) as kept:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fvit.errors import OutOfMemory
+from fvit.errors import FvitError, OutOfMemory
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Resize
 from fvit.export.rebuilding import rebuild, rebuild_denoiser
@@ -161,7 +161,10 @@ class Adversary:
                     rows = torch.ones(len(noise), device=self._device)
                     noisy = image + torch.from_numpy(noise).to(self._device)
                     seen = self._denoiser(noisy, sigma * rows, self._schedule.timestep(sigma) * rows)
-                (gradient,) = torch.autograd.grad(loss(*self._classifier(seen)), image)
+                value = loss(*self._classifier(seen))
+                if not value.requires_grad:
+                    raise FvitError("the denoiser's network has no gradients, which an attack follows")
+                (gradient,) = torch.autograd.grad(value, image)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory(
                 f"{self._device} has no memory for the gradients of {self.copies} copies: evaluate with "

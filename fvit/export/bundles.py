@@ -144,7 +144,7 @@ def quantise_graphs(
     on_progress: Callable[[str], Any] = lambda what: None,
 ) -> None:
     """Make these of a folder's two graphs int8 where they lie, calibrated on the denoiser's feeds and on what
-    it makes of them in fp32; what that costs goes into the report."""
+    it makes of them; what that costs goes into the report."""
     inputs = {DENOISER: feeds, CLASSIFIER: classifier_feeds(folder / DENOISER, feeds)}
     for name in graphs:
         cost = quantise(folder / name, inputs[name], on_layer=partial(_layer, on_progress, name))

@@ -158,6 +158,11 @@ def load_diffusers(place: Path | str, *, null_class: int | None = None) -> Diffu
         fractional=unet.config.time_embedding_type != "learned",
         place=place,
     )
+    if unet.config.time_embedding_type == "fourier" and preconditioning.prediction in ("edm", "consistency"):
+        raise FvitError(
+            f"{place} has a fourier time embedding, which takes logarithms of its own: with the times of "
+            f"{preconditioning.prediction} use a positional one"
+        )
     return Diffusion(unet.eval(), preconditioning, int(unet.config.sample_size), null_class)
 
 

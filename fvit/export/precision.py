@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -156,14 +156,16 @@ def _part_weights(model: onnx.ModelProto) -> None:
     """Give every weighted node weights of its own: where two share them, ONNX Runtime 1.32 cannot open the
     quantised graph on a processor without VNNI."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    taken: Counter[str] = Counter()
+    taken: set[str] = set()
     for node in _weighted(model):
         name = node.input[1]
-        if taken[name]:
+        if name in taken:
             another = model.graph.initializer.add()
             another.CopyFrom(weights[name])  # in a second file both are the same bytes
-            another.name = node.input[1] = f"{name}_{taken[name]}"
-        taken[name] += 1
+            own = next(each for i in count(1) if (each := f"{name}_{i}") not in weights)
+            weights[own] = another
+            another.name = node.input[1] = own
+        taken.add(name)
 
 
 def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:

@@ -41,6 +41,8 @@ class Restoration:
     def __post_init__(self) -> None:
         if not isinstance(self.network, nn.Module):
             raise FvitError(f"a denoiser is a torch module, not {type(self.network).__name__}")
+        if not isinstance(self.image_size, int) or self.image_size < 1:
+            raise FvitError(f"image_size = {self.image_size!r}: give the side in pixels")
         Schedule.between(*self.sigmas)
 
     @property
@@ -56,7 +58,10 @@ class Restoration:
         size, its output is not [B,3,H,W] in float32 or no number, or a row depends on its company."""
         restorer = Restorer(self, image_size=image_size, output_size=output_size)
         draw = torch.Generator().manual_seed(0)
-        noisy, sigma = torch.rand(2, 3, *image_size, generator=draw), torch.tensor(self.sigmas)
+        noisy, sigma = (
+            torch.rand(2, 3, *image_size, generator=draw),
+            torch.tensor(self.sigmas, dtype=torch.float32),
+        )
         try:
             with torch.no_grad():
                 both = restorer.network(noisy, sigma)
@@ -70,6 +75,8 @@ class Restoration:
             raise FvitError(
                 f"the denoiser's network makes {found} of float32 {list(noisy.shape)}: not an image"
             )
+        if not bool(torch.isfinite(both).all()):
+            raise FvitError("the denoiser's network makes values that are no numbers of an image")
         if not float((both - torch.cat(alone)).abs().max()) <= LARGEST_DIFFERENCE:
             raise FvitError(
                 "the denoiser's network makes something else of an image in company than alone: every row of "

@@ -13,6 +13,9 @@ from fvit.errors import FvitError
 from fvit.export.preconditioning import Consistency, Edm, Preconditioning, RectifiedFlow, VariancePreserving
 from fvit.runtime.schedule import Schedule
 
+LARGEST_ZERO = 1e-6
+"""What some schedulers put in the place of an ᾱ of 0."""
+
 
 def preconditioning_of(config: Mapping[str, Any], *, fractional: bool, place: Path | str) -> Preconditioning:
     """config: of the scheduler, as it lies in a folder; fractional: whether the model takes times between
@@ -44,6 +47,8 @@ def _variance_preserving(scheduler: Any, fractional: bool) -> VariancePreserving
             raise FvitError(f"{name} is {value}, where a denoiser takes steps of ᾱ_t")
     products = scheduler.alphas_cumprod.double().numpy()
     if config.get("rescale_betas_zero_snr"):
+        if products[-1] > LARGEST_ZERO:
+            raise FvitError("rescale_betas_zero_snr is True, which it ignores: name DDIMScheduler")
         products = products[:-1]  # the last step is noise alone: its σ is infinite, and nobody can ask for it
     return VariancePreserving(Schedule(products, fractional), config.prediction_type)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fvit.certificates.record import Certificate
-from fvit.certificates.refuting import refuted
+from fvit.certificates.refuting import doubted, refuted
 from fvit.certificates.tally import Tally
 from tests.evaluation.cases import certificate
 
@@ -44,6 +44,30 @@ def test_copies_that_say_otherwise_refute_what_they_are_of(
     changed: dict[str, tuple[int, ...]], broken: list[str]
 ) -> None:
     assert refuted(claimed(), seen(**AGREEING | changed), distance=0.0, chance=CHANCE) == broken
+
+
+@pytest.mark.parametrize(
+    ("changed", "doubtful"),
+    [
+        ({}, []),
+        ({"counts": (49, 51, 0)}, []),
+        ({"counts": (40, 60, 0)}, ["class"]),  # which alone refutes nothing
+        ({"votes": (95, 40, 60, 5)}, ["attention", "token 1", "token 2"]),
+    ],
+)
+def test_what_is_worth_further_copies_is_doubted_long_before_it_is_refuted(
+    changed: dict[str, tuple[int, ...]], doubtful: list[str]
+) -> None:
+    tally = seen(**AGREEING | changed)
+    assert doubted(claimed(), tally, distance=0.0) == doubtful
+    assert refuted(claimed(), tally, distance=0.0, chance=CHANCE) == []
+
+
+def test_votes_say_nothing_of_means() -> None:
+    of_means = claimed().attention.model_copy(update={"aggregate": "mean"})
+    certificate = claimed().model_copy(update={"attention": of_means})
+    with pytest.raises(ValueError, match="say nothing of a certificate of the mean"):
+        refuted(certificate, seen(**AGREEING), distance=0.0, chance=CHANCE)
 
 
 def test_nothing_is_claimed_from_its_radius_on() -> None:

@@ -98,12 +98,12 @@ def test_a_plan_that_was_built_since_travels_too(
     bundle = shutil.copytree(stand_in, tmp_path / "bundle")
     plans = bundle / PLANS
     plans.mkdir()
-    for name in ("one.plan", "another.plan"):
-        (plans / name).write_bytes(b"built")
+    for name, content in (("one.plan", b"built"), ("another.plan", b"built"), ("one.plan", b"built again")):
+        (plans / name).write_bytes(content)
         done = here("certify", bundle, images, *TERMS, "--ray", nodes.address, *WORKERS)
         assert done.status == 0
         there = Path(nodes.cache, "fvit", "bundles").glob(f"*/{PLANS}/*")
-        assert name in {file.name for file in there}
+        assert (name, content) in {(file.name, file.read_bytes()) for file in there}
 
 
 def test_a_cluster_that_was_there_is_named(

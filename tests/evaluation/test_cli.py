@@ -84,6 +84,8 @@ def test_bad_input_is_one_line(
     assert "cannot certify" in refused(data, "--n", "3")
     assert not (tmp_path / "out").exists()
     assert "Missing option '--out'" in here("evaluate", vit.bundle.folder, data).refusal
+    said = here("evaluate", vit.bundle.folder, data, "--out", tmp_path / "out", "--attack-steps", "5").refusal
+    assert "--attack-steps: of attacks, which --adversarial asks for" in said
 
 
 def test_attacks_stand_beside_what_is_said_of_the_images_as_they_are(
@@ -92,6 +94,7 @@ def test_attacks_stand_beside_what_is_said_of_the_images_as_they_are(
     monkeypatch.setattr(cli, "load", lambda *_, **__: nullcontext(vit))
     monkeypatch.setattr(cli, "STEP_COPIES", 1)
     monkeypatch.setattr(adversarial, "JUDGED", 10)
+    monkeypatch.setattr(adversarial, "CONFIRMED", 40)
     monkeypatch.setattr("fvit.evaluation.cli.console.width", 200)
     arguments = (vit.bundle.folder, data, "--out", tmp_path, *FAST, "--limit", "1", "--perturbed-n", "0")
     attacking = ("--adversarial", "--attack-steps", "1")

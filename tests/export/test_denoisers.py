@@ -142,6 +142,7 @@ def test_a_class_conditional_network_is_asked_for_its_null_class(tmp_path: Path)
             {"time_embedding_type": "learned", "num_train_timesteps": 1000}, None,
             "learned table of integer steps, and its EDMEulerScheduler",
         ),
+        ({"time_embedding_type": "fourier"}, None, "a fourier time embedding"),
     ],
 )  # fmt: skip
 def test_networks_that_need_more_than_a_level_are_refused(

@@ -133,6 +133,31 @@ def test_the_layer_that_int8_hurts_stays_in_float(tmp_path: Path) -> None:
     assert result.error <= 0.05
 
 
+class Shared(nn.Module):
+    """Two products with the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.weights = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x @ self.weights).relu() @ self.weights
+
+
+def test_layers_that_share_weights_are_quantised_each_with_its_own(tmp_path: Path) -> None:
+    graph, x = tmp_path / "g.onnx", torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+    export_graph(Shared().eval(), {"x": x}, outputs=("y",), graph=graph)
+    expected = open_engine(graph, device="cpu").run({"x": x.numpy()})["y"]
+    assert quantise(graph, [{"x": x.numpy()}]).layers == 2
+    written = onnx.load(graph)
+    quantised = [node.input[0] for node in written.graph.node if node.op_type == "QuantizeLinear"]
+    weights = {tensor.name for tensor in written.graph.initializer}
+    assert len({name for name in quantised if name in weights}) == 2
+    found = open_engine(graph, device="cpu").run({"x": x.numpy()})["y"]
+    assert np.sqrt(np.mean((found - expected) ** 2) / np.mean(expected**2)) <= 0.05
+
+
 def test_weights_in_a_second_file_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feeds = _exported_chain(tmp_path / "one.onnx", outlier=1.0)
     quantise(tmp_path / "one.onnx", feeds)

@@ -46,6 +46,8 @@ class Broken(nn.Module):
             return noisy - noisy.mean(dim=0, keepdim=True)
         if self.what == "one level":
             return noisy * (1 - sigma[0])
+        if self.what == "no number":
+            return noisy * float("nan")
         return {"images": noisy}
 
 
@@ -106,6 +108,7 @@ def test_a_graph_computes_what_a_network_of_ones_own_does(samples: list[Path], t
         ("company", "every row of a batch must be computed from that row alone"),
         ("one level", "every row of a batch must be computed from that row alone"),
         ("mapping", "makes dict of float32"),
+        ("no number", "makes values that are no numbers"),
     ],
 )
 def test_a_network_that_is_no_denoiser_is_refused_before_it_is_exported(what: str, message: str) -> None:
@@ -113,6 +116,16 @@ def test_a_network_that_is_no_denoiser_is_refused_before_it_is_exported(what: st
     with pytest.raises(FvitError, match=message) as caught:
         restoration.one_shot(image_size=(16, 16), output_size=(16, 16))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [None, (64, 64), 0])
+def test_a_size_that_is_none_is_refused(size: Any) -> None:
+    with pytest.raises(FvitError, match="image_size = .*: give the side in pixels"):
+        Restoration(Blur(), image_size=size, sigmas=(0.1, 1.0))
+
+
+def test_levels_may_be_whole_numbers() -> None:
+    Restoration(Blur(), image_size=16, sigmas=(1, 2)).one_shot(image_size=(16, 16), output_size=(16, 16))
 
 
 def test_a_network_that_torch_cannot_export_is_one_line(tmp_path: Path) -> None:

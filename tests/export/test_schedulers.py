@@ -45,6 +45,18 @@ def test_a_schedule_that_ends_in_noise_alone_is_served_up_to_the_step_before(
         schedule.timestep(2 * sigmas[-1])
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_follows_the_rescaling_to_noise_alone_or_is_refused(name: str) -> None:
+    """Some keep the setting of another scheduler's folder and ignore it."""
+    try:
+        found = read(name, rescale_betas_zero_snr=True).schedule
+    except FvitError as error:
+        assert "rescale_betas_zero_snr is True, which it ignores" in str(error)
+    else:
+        expected = read("DDIMScheduler", rescale_betas_zero_snr=True).schedule
+        assert np.allclose(found.alphas_cumprod, expected.alphas_cumprod, rtol=1e-3)
+
+
 def test_a_model_of_integer_steps_gets_integers_up_to_the_last_finite_one() -> None:
     schedule = read("DDPMScheduler", fractional=False, rescale_betas_zero_snr=True).schedule
     t = schedule.timestep(np.geomspace(schedule.sigmas[0], schedule.sigmas[-1], 50))
