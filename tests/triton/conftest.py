@@ -35,7 +35,7 @@ def triton(repository: Path) -> Iterator[Triton]:
     """A server of both, which most tests share."""
     server = Triton(repository)
     yield server
-    assert server.stop() == 0
+    server.stop()  # whether it ends well, and soon, is asked in test_life
 
 
 @pytest.fixture
