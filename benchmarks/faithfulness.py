@@ -39,7 +39,7 @@ from fvit.demo.data import compositions
 from fvit.evaluation.adversarial import rounded
 from fvit.evaluation.figures import Figure, Figures, Rows
 from fvit.evaluation.judging import probabilities_of
-from fvit.evaluation.metrics import Mask, area_under, removed_counts, segmented
+from fvit.evaluation.metrics import Mask, area_under, overlap_parts, removed_counts, segmented
 from fvit.evaluation.perturbing import filling, without
 from fvit.export.attacking import Adversary, away_from_class, away_from_tokens
 from fvit.runtime.images import Picture
@@ -196,10 +196,9 @@ def _segmented(
 ) -> Iterator[tuple[str, Part]]:
     found = segmented(attribution.reshape(grid), mask)
     cut, on_object = found.at_mean, int(mask.sum())
-    either = cut.predicted + on_object - cut.hit
-    yield "pixel accuracy", (mask.size - either + cut.hit, mask.size)
-    yield "IoU of the object", (cut.hit, either)
-    yield "IoU of the background", (mask.size - either, mask.size - cut.hit)
+    yield from overlap_parts(
+        predicted=cut.predicted, hit=cut.hit, labelled=mask.size, on_object=on_object
+    ).items()
     yield "mAP", (found.average_precision, 1)
 
 

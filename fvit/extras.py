@@ -27,3 +27,9 @@ def require(module: str, *, extra: str | None, purpose: str) -> Any:
         raise MissingExtra(
             f"{purpose} needs the package '{package}', which is not installed: run  pip install {wanted}"
         ) from error
+
+
+def require_export(purpose: str) -> None:
+    """Raise as `require` where anything is missing that fvit.export cannot do without."""
+    for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
+        require(module, extra="export", purpose=purpose)

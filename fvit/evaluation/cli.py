@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,16 +17,12 @@ from fvit.evaluation.judging import FEWEST
 from fvit.evaluation.keeping import Asked, Kept
 from fvit.evaluation.layouts import find_data
 from fvit.evaluation.tables import in_short
-from fvit.extras import require
+from fvit.extras import require_export
 from fvit.runtime.faithful import terms_of
 from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.journal import Journal
 from fvit.runtime.loading import load
 from fvit.runtime.run import Told
-
-if TYPE_CHECKING:
-    from fvit.export.attacking import Adversary
-    from fvit.runtime.faithful import FaithfulViT
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -105,8 +101,7 @@ def fvit_evaluate(
     if 0 < perturbed_n < FEWEST:
         raise FvitError(f"--perturbed-n {perturbed_n} says nothing: give {FEWEST} copies or more, or 0")
     if adversarial:
-        for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
-            require(module, extra="export", purpose="--adversarial")
+        require_export("--adversarial")
     to_attack = {
         "--classifier-weights": classifier_weights, "--denoiser": denoiser, "--adm-flags": adm_flags,
         "--null-class": null_class, "--attack-steps": attack_steps,
@@ -120,9 +115,15 @@ def fvit_evaluate(
         terms = terms_of(vit.bundle.manifest, sigma=sigma, n=n, alpha=alpha, k=top_k, beta=beta, seed=seed)
         adversary = None
         if adversarial:
-            adversary = _adversary(
-                vit, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags,
-                null_class=null_class, steps=steps,
+            import torch
+
+            from fvit.export.attacking import Adversary
+
+            # Gradients on a GPU where copies are computed on one too.
+            on_gpu = vit.engine["device"] != "cpu" and torch.cuda.is_available()
+            adversary = Adversary.of(
+                vit.bundle, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags,
+                null_class=null_class, steps=steps, copies=STEP_COPIES, device="cuda" if on_gpu else "cpu",
             )  # fmt: skip
         found = find_data(
             data, names=vit.bundle.manifest.labels,
@@ -145,27 +146,6 @@ def fvit_evaluate(
                 _report(evaluation, told)
     if evaluation.counted.failed:
         raise typer.Exit(1)
-
-
-def _adversary(
-    vit: FaithfulViT,
-    *,
-    weights: Path | None,
-    denoiser: str | None,
-    adm_flags: str | None,
-    null_class: int | None,
-    steps: int,
-) -> Adversary:
-    """Gradients on a GPU where copies are computed on one too."""
-    import torch
-
-    from fvit.export.attacking import Adversary
-
-    return Adversary.of(
-        vit.bundle, weights=weights, denoiser=denoiser, adm_flags=adm_flags, null_class=null_class,
-        steps=steps, copies=STEP_COPIES,
-        device="cuda" if vit.engine["device"] != "cpu" and torch.cuda.is_available() else "cpu",
-    )  # fmt: skip
 
 
 def _report(evaluation: Evaluation, told: Told) -> None:

@@ -84,6 +84,19 @@ class Overlap:
     hit: int
 
 
+OVERLAPS = ("pixel accuracy", "IoU of the object", "IoU of the background")
+
+
+def overlap_parts(
+    *, predicted: int, hit: int, labelled: int, on_object: int
+) -> dict[str, tuple[float, float]]:
+    """Pixel accuracy and both IoUs of one image, as numerators and denominators that are summed over images,
+    as in [1]. Of `labelled` pixels `on_object` are the object's; the others as Overlap has them."""
+    either = predicted + on_object - hit
+    parts = ((labelled - either + hit, labelled), (hit, either), (labelled - either, labelled - hit))
+    return dict(zip(OVERLAPS, parts, strict=True))
+
+
 @dataclass(frozen=True)
 class Segmented:
     """An explanation as a segmentation.

@@ -25,7 +25,7 @@ from fvit.evaluation.measures import (
     Model,
     Said,
 )
-from fvit.evaluation.metrics import TENTHS, THRESHOLDS, area_under
+from fvit.evaluation.metrics import OVERLAPS, TENTHS, THRESHOLDS, area_under, overlap_parts
 from fvit.evaluation.perturbing import FILLS
 
 Part = tuple[Key, tuple[float, float]]
@@ -158,17 +158,12 @@ def _segmentation(mask: Masked | None) -> Iterator[Part]:
             for place, threshold in enumerate(THRESHOLDS)
         }
         for at, cut in cuts.items():
-            if mask is None or cut is None:
-                parts = [NONE] * 3
-            else:
-                either = cut.predicted + mask.object - cut.hit
-                parts = [
-                    (mask.labelled - either + cut.hit, mask.labelled),
-                    (cut.hit, either),
-                    (mask.labelled - either, mask.labelled - cut.hit),
-                ]
-            names = ("pixel accuracy", "IoU of the object", "IoU of the background")
-            yield from (((name, explanation, at), part) for name, part in zip(names, parts, strict=True))
+            parts = dict.fromkeys(OVERLAPS, NONE)
+            if mask is not None and cut is not None:
+                parts = overlap_parts(
+                    predicted=cut.predicted, hit=cut.hit, labelled=mask.labelled, on_object=mask.object
+                )
+            yield from (((name, explanation, at), part) for name, part in parts.items())
 
 
 def _localised(sides: Mapping[float, Sides], measures: Measures) -> Iterator[Part]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from fvit import commands
 from fvit.errors import FvitError
-from fvit.extras import require
+from fvit.extras import require, require_export
 
 if TYPE_CHECKING:
     from fvit.export.bundles import Exported
@@ -34,7 +34,7 @@ PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
 @app.command()
 def demo(bundle: BundleArgument, precision: PrecisionOption = "fp32") -> None:
     """Export the embedded FViT: cluttered digits, 64x64, ten classes."""
-    _require()
+    require_export("fvit-export")
     from fvit.export.bundles import export_demo
 
     with console.status("exporting the embedded model"):
@@ -93,7 +93,7 @@ def model(
     ] = None,
 ) -> None:
     """Export a timm ViT behind a denoiser."""
-    _require()
+    require_export("fvit-export")
     from fvit.export.bundles import export_bundle
     from fvit.export.classifiers import class_labels, class_named, load_classifier
     from fvit.export.loading import load_denoiser
@@ -167,7 +167,7 @@ def distill(
     n: CopiesOption = 320,
 ) -> None:
     """Train a small student in the place of a bundle's denoiser. Killed and called again, it goes on."""
-    _require()
+    require_export("fvit-export")
     require("accelerate", extra="export", purpose="fvit-export distill")
     from fvit.export.distillation import StudentAsked, distill_bundle
     from fvit.export.training import Settings, fastest_arithmetic
@@ -209,7 +209,7 @@ def tune(
     n: CopiesOption = 320,
 ) -> None:
     """Tune a bundle's classifier on denoised copies, so that explanations hold still; goes on as distill."""
-    _require()
+    require_export("fvit-export")
     require("accelerate", extra="export", purpose="fvit-export tune")
     from fvit.export.training import Settings, fastest_arithmetic
     from fvit.export.tuning import TunedAsked, tune_bundle
@@ -286,7 +286,7 @@ def triton(
 @app.command("list")
 def list_models() -> None:
     """Name the families of classifiers that export, with timm's models of each."""
-    _require()
+    require_export("fvit-export")
     import timm
 
     from fvit.export.classifiers import FAMILIES
@@ -295,11 +295,6 @@ def list_models() -> None:
         module = family.__module__.rpartition(".")[2]
         console.print(f"[bold]{words}[/]")
         console.print("  " + ", ".join(timm.list_models(module=module)), highlight=False)
-
-
-def _require() -> None:
-    for module in ("torch", "timm", "diffusers", "onnx", "onnxscript"):
-        require(module, extra="export", purpose="fvit-export")
 
 
 def _report(bundle: Path, exported: dict[str, Exported]) -> None:

@@ -75,22 +75,28 @@ class VariancePreserving:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Edm:
-    """Karras et al. 2022, table 1. lowest, highest: the levels s in [-1,1] that it was trained for; data_std:
-    σ_data; negated: F's output counts with the other sign, as diffusers has it for `v_prediction`."""
+class Levels:
+    """lowest, highest: the levels s in [-1,1] that a model was trained for; data_std: σ_data."""
 
     lowest: float
     highest: float
     data_std: float
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule.between(self.lowest / 2, self.highest / 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edm(Levels):
+    """Karras et al. 2022, table 1. negated: F's output counts with the other sign, as diffusers has it for
+    `v_prediction`."""
+
     negated: bool = False
 
     @property
     def prediction(self) -> Prediction:
         return "edm"
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule.between(self.lowest / 2, self.highest / 2)
 
     def scales(self, level: Tensor, timestep: Tensor) -> Scales:
         energy = level * level + self.data_std**2
@@ -100,20 +106,12 @@ class Edm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Consistency:
-    """Song et al. 2023, appendix C: Karras's scales, moved so that D(x, lowest) = x. Fields as Edm's."""
-
-    lowest: float
-    highest: float
-    data_std: float
+class Consistency(Levels):
+    """Song et al. 2023, appendix C: Karras's scales, moved so that D(x, lowest) = x."""
 
     @property
     def prediction(self) -> Prediction:
         return "consistency"
-
-    @property
-    def schedule(self) -> Schedule:
-        return Schedule.between(self.lowest / 2, self.highest / 2)
 
     def scales(self, level: Tensor, timestep: Tensor) -> Scales:
         spread = (level * level + self.data_std**2).sqrt()
