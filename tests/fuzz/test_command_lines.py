@@ -163,7 +163,7 @@ def test_a_command_line_is_done_or_refused_in_one_line(
         for module in (cli, verifying):
             patch.setattr(module, "load", lambda *_, **__: nullcontext(model))
         patch.setattr(pictures, "write_picture", lambda *_, file: file.touch())
-        patch.setattr(exporting, "_require", refuse)
+        patch.setattr(exporting, "require_export", refuse)
         patch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"images/a.png\0absent")))
         patch.chdir(place)
         with promptly():
@@ -181,5 +181,5 @@ def test_a_command_line_is_done_or_refused_in_one_line(
         assert done.status == 0 and not errors
 
 
-def refuse() -> None:
+def refuse(_: str) -> None:
     raise FvitError("exports take too long for this")
