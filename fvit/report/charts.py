@@ -11,7 +11,7 @@ import numpy as np
 
 from fvit.errors import FvitError
 from fvit.evaluation.evaluate import NAME
-from fvit.evaluation.rows import ASKED, CLAIMS
+from fvit.evaluation.rows import ASKED, ATTACKED, CLAIMS, UNTOUCHED
 
 Json = Mapping[str, Any]
 Cell = str | int | float | None
@@ -25,6 +25,9 @@ ASKS = {
     "share": "share of the explained class",
 }
 """Of what a model says of a perturbed image (rows.py)."""
+
+ATTACKS_ASK = ASKS | {"overlap": "share of the k tokens that stay"}
+"""Of what a model says of an attacked image."""
 
 RADIUS = "ℓ₂ radius"
 
@@ -161,6 +164,16 @@ def _sections(found: Json) -> Iterable[Section]:
             "the map points at what the model needs, the answer suffers most without the first.",
             [View("", [_deleted(found)])],
         )
+    if "adversarial" in found:
+        yield Section(
+            "attacked",
+            "Under attack",
+            "Gradients look for an image nearby that the model gives another class, or explains by other "
+            f"tokens. The smoothed model is asked by {found['adversarial']['judged_on']:,} fresh copies, with "
+            "and without attack: part of what is lost is chance. An attack that fails proves nothing; a "
+            "certificate that one broke would have stopped the evaluation.",
+            list(_attacked(found["adversarial"]["attacks"])),
+        )
     if "segmentation" in found:
         yield Section(
             "masks",
@@ -256,6 +269,67 @@ def _deleted(found: Json) -> Table:
             for row in rows
         ],
     )
+
+
+def _attacked(attacks: Sequence[Json]) -> Iterable[View]:
+    of: dict[tuple[str, str], list[Json]] = {}
+    for attack in attacks:
+        of.setdefault((attack["model"], attack["target"]), []).append(attack)
+    for what, words in ATTACKS_ASK.items():
+        if not any(what in attack[ATTACKED] for attack in attacks):
+            continue
+        lines = []
+        for (model, target), rows in of.items():
+            rows = [row for row in rows if row["norm"] == "linf" and "value" in row[ATTACKED][what]]
+            points = [_point(row["budget"], row[ATTACKED][what]) for row in rows]
+            start = [_point(0, row[UNTOUCHED][what]) for row in rows[:1]]
+            lines.append(Line(f"{model} model, attack on its {CLAIM[target]}", start + points))
+        yield View(
+            words,
+            [
+                Chart(
+                    f"attacked-{what}",
+                    "Under ℓ∞ attacks",
+                    "Each value of a pixel moves by at most so many 255ths; 0 is the image as it is.",
+                    "ℓ∞ budget, 255ths",
+                    words,
+                    lines,
+                ),
+                Table(
+                    f"attacks-{what}",
+                    "Every attack",
+                    "ℓ₂ budgets are shares of the certified radius of what is attacked, of images that have "
+                    "one; inside it, what is certified holds against every attack. Intervals of 95 %.",
+                    (
+                        "model",
+                        "attack on its",
+                        "budget",
+                        "ℓ₂ length, on average",
+                        "without attack",
+                        "from",
+                        "to",
+                        "attacked",
+                        "from",
+                        "to",
+                        "images",
+                    ),
+                    [
+                        (
+                            row["model"],
+                            CLAIM[row["target"]],
+                            f"ℓ∞ {row['budget']:g}/255"
+                            if row["norm"] == "linf"
+                            else f"ℓ₂ {row['budget']:g} × radius",
+                            _cells(row["distance"])[0],
+                            *_cells(row[UNTOUCHED][what])[:3],
+                            *_cells(row[ATTACKED][what]),
+                        )
+                        for rows in of.values()
+                        for row in rows
+                    ],
+                ),
+            ],
+        )
 
 
 def _masked(found: Json) -> Iterable[Chart | Table]:

@@ -41,6 +41,15 @@ def evaluated() -> dict[str, Any]:
         for order in ("positive", "negative")
         for fill in ("mean", "blur")
     ]  # fmt: skip
+    attacks = [
+        {
+            "model": model, "target": "class", "norm": norm, "budget": budget, "distance": figure(budget),
+            "none": dict.fromkeys(("accuracy", "kept", "overlap"), figure(0.9)),
+            "attacked": dict.fromkeys(("accuracy", "kept", "overlap"), figure(level)),
+        }
+        for model, level in (("plain", 0.25), ("smoothed", 0.75))
+        for norm, budget in (("linf", 2), ("linf", 8), ("l2", 0.5))
+    ]  # fmt: skip
     removal = {"tokens": "in", "count": figure(2.5), "fill": "none", "model": "plain"}
     cut = {"pixel_accuracy": figure(0.6), "mIoU": figure(0.4)}
     return of_certificates() | {
@@ -50,6 +59,7 @@ def evaluated() -> dict[str, Any]:
             {**removal, "accuracy": figure(0.5), "kept": figure(1.0), "share": figure(0.8)},
             {**removal, "fill": "mean", **{what: {"images": 0} for what in ("accuracy", "kept", "share")}},
         ],
+        "adversarial": {"copies_a_step": 8, "judged_on": 100, "attacks": attacks},
         "segmentation": [
             {"explanation": name, **cut, "mAP": figure(0.7), "by_threshold": [{"threshold": 0.5, **cut}]}
             for name in ("plain", "smoothed")
@@ -92,7 +102,7 @@ def test_certificates_alone_give_what_is_certified_and_the_map() -> None:
 def test_an_evaluation_gives_every_figure_that_it_has() -> None:
     sections = sections_of(evaluated())
     assert [section.id for section in sections] == [
-        "certified", "perturbed", "certified-deletion", "masks", "mosaics",
+        "certified", "perturbed", "certified-deletion", "attacked", "masks", "mosaics",
     ]  # fmt: skip
     found = charts(sections)
     assert {"certified-accuracy", "miou-by-threshold", "certified-localisation"} < set(found)
@@ -121,11 +131,34 @@ def test_tables_have_a_cell_for_every_figure_and_none_where_there_is_none() -> N
     assert found["mosaics"].rows[3] == ("smoothed", "in its quarter", None, None, None, 0)
 
 
+def test_attacks_start_at_the_image_as_it_is_and_l2_ones_are_in_the_table_alone() -> None:
+    found = evaluated()
+    sections = sections_of(found)
+    plain, smoothed = charts(sections)["attacked-accuracy"].lines
+    assert (plain.name, smoothed.name) == (
+        "plain model, attack on its class", "smoothed model, attack on its class",
+    )  # fmt: skip
+    assert [point[:2] for point in plain.points] == [(0, 0.9), (2, 0.25), (8, 0.25)]
+    rows = tables(sections)["attacks-overlap"].rows
+    assert [row[:4] for row in rows[1:3]] == [
+        ("plain", "class", "ℓ∞ 8/255", 8), ("plain", "class", "ℓ₂ 0.5 × radius", 0.5),
+    ]  # fmt: skip
+    assert rows[5][4] == 0.9 and rows[5][7] == 0.75
+    # No image has a radius: there is nothing to attack within a share of it.
+    for what in found["adversarial"]["attacks"]:
+        what["attacked"]["kept"] = what["none"]["kept"] = {"images": 0}
+    sections = sections_of(found)
+    assert not any(line.points for line in charts(sections)["attacked-kept"].lines)
+    assert tables(sections)["attacks-kept"].rows[0][4:] == (None,) * 6 + (0,)
+
+
 def test_without_labels_nothing_is_asked_of_them() -> None:
     found = evaluated()
     del found["certified_accuracy"]
     for each in (*found["curves"], *found["certified_deletion"]):
         del each["accuracy"]
+    for each in found["adversarial"]["attacks"]:
+        del each["none"]["accuracy"], each["attacked"]["accuracy"]
     sections = sections_of(found)
     assert not any("accuracy" in each for each in charts(sections) if not each.startswith("pixel"))
     assert [view.name.partition(";")[0] for view in sections[1].views[:2]] == ["the answer stays"] * 2
