@@ -169,8 +169,8 @@ def _sections(found: Json) -> Iterable[Section]:
             "attacked",
             "Under attack",
             "Gradients look for an image nearby that the model gives another class, or explains by other "
-            f"tokens. The smoothed model is asked by {found['adversarial']['judged_on']:,} fresh copies, with "
-            "and without attack: part of what is lost is chance. An attack that fails proves nothing; a "
+            f"tokens. The smoothed model is judged on {found['adversarial']['judged_on']:,} fresh copies, "
+            "with attack and without: part of what is lost is chance. An attack that fails proves nothing; a "
             "certificate that one broke would have stopped the evaluation.",
             list(_attacked(found["adversarial"]["attacks"])),
         )
