@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fvit.errors import FvitError
+from fvit.evaluation.data import stem_of
 from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.runtime.images import reason_of
 from fvit.runtime.inputs import open_plain
@@ -53,6 +55,17 @@ def read_mask(file: str | Path, shape: tuple[int, int]) -> Mask:
     if ((values != 0) & (values != WHITE)).any():
         mask[values == WHITE] = VOID
     return mask
+
+
+def masks_of(files: Sequence[str], *, images: Path, masks: Path) -> list[Path]:
+    """The mask of each image file in the folder `images`: in the folder `masks` under the same name but for
+    the suffix. Raises FvitError where an image has none."""
+    there = {stem_of(file): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES}
+    wanted = [masks / stem_of(Path(file).relative_to(images)) for file in files]
+    for file, stem in zip(files, wanted, strict=True):
+        if stem not in there:
+            raise FvitError(f"{file} has no mask: make it {stem}.png, or leave the image out")
+    return [there[stem] for stem in wanted]
 
 
 def check_shape(found: tuple[int, int], shape: tuple[int, int], *, name: str) -> None:

@@ -139,6 +139,12 @@ LabelsOption = Annotated[
     str | None,
     typer.Option(help="'folders', or a CSV; what the bundle says of the clean image is right unless told."),
 ]
+MasksOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of masks under the names of the images held out: how much of explanations is on objects."
+    ),
+]
 BundlePrecisionOption = Annotated[
     str | None, typer.Option(help="The bundle's own unless told; int8 from a bundle in fp32.")
 ]
@@ -163,6 +169,7 @@ def distill(
     mixed_precision: MixedOption = None,
     precision: BundlePrecisionOption = None,
     labels: LabelsOption = None,
+    masks: MasksOption = None,
     held_out: HeldOutOption = 60,
     n: CopiesOption = 320,
 ) -> None:
@@ -182,6 +189,7 @@ def distill(
         share=share,
         precision=precision,
         labels=labels,
+        masks=masks,
         held_out=held_out,
         n=n,
     )
@@ -205,6 +213,7 @@ def tune(
     mixed_precision: MixedOption = None,
     precision: BundlePrecisionOption = None,
     labels: LabelsOption = None,
+    masks: MasksOption = None,
     held_out: HeldOutOption = 60,
     n: CopiesOption = 320,
 ) -> None:
@@ -220,7 +229,7 @@ def tune(
     )  # fmt: skip
     asked = TunedAsked(
         weights=classifier_weights, sigmas=_range(sigmas), precision=precision, labels=labels,
-        held_out=held_out, n=n,
+        masks=masks, held_out=held_out, n=n,
     )  # fmt: skip
     _report(out, tune_bundle(bundle, out, images=images, asked=asked, settings=settings, console=console))
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
+from fvit.evaluation.masks import fitted, masks_of, read_mask
+from fvit.evaluation.metrics import OBJECT, covered
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.labels import labels_of
@@ -28,36 +31,66 @@ SEED = 0
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """Of a bundle that is made from another by training. sigmas: range of the copies' levels; precision: the
-    old bundle's unless told; labels: as right_classes takes them; held_out images, n copies of each, are
+    old bundle's unless told; labels, masks: as HeldOut.of takes them; held_out images, n copies of each, are
     measured."""
 
     sigmas: tuple[float, float] = (0.12, 1.0)
     precision: str | None = None
     labels: str | None = None
+    masks: Path | None = None
     held_out: int = 60
     n: int = 320
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Images to measure on. right: the class of each. objects: [N] each, the tokens that touch the object of
+    its mask, where there are masks."""
+
+    files: Sequence[str]
+    right: Sequence[int]
+    objects: Sequence[NDArray[np.bool_]] | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, files: Sequence[str], *, images: Path, asked: Asked) -> HeldOut:
+        """files: in the folder `images`. The right classes are those of asked.labels, as fvit-certify takes
+        them, or else what the bundle's own classifier says of the clean image. Raises FvitError where labels
+        or masks are missing or cannot be read."""
+        objects = None
+        if asked.masks is not None:
+            found = zip(files, masks_of(files, images=images, masks=asked.masks), strict=True)
+            objects = [_touching(bundle, file, mask) for file, mask in found]
+        if asked.labels is not None:
+            return cls(files, list(labels_of(files, asked.labels, names=bundle.manifest.labels)), objects)
+        logits, _ = classified(bundle, files)
+        return cls(files, [int(each) for each in logits.argmax(axis=1)], objects)
+
+    def on_object(self, tops: Sequence[Sequence[int]]) -> float | None:
+        """The share of the first tokens of each image that touch its object; None without masks."""
+        if self.objects is None:
+            return None
+        return float(np.mean([on[list(top)].mean() for on, top in zip(self.objects, tops, strict=True)]))
+
+
+def _touching(bundle: Bundle, file: str, mask: Path) -> NDArray[np.bool_]:
+    size = bundle.manifest.image_size
+    shape = read_image(file, size=size).resized_from or size
+    return covered(fitted(read_mask(mask, shape), size) == OBJECT, bundle.manifest.grid) > 0
 
 
 @dataclass(frozen=True)
 class Measured:
     """At one σ, over the images: share of smoothed classes that are right; share that is right and certified
     at ℓ2 radius σ; median attention radius (k = 10, or all tokens but one where there are fewer, β = 0.8;
-    abstentions are 0); copies per second of the whole pipeline on this machine's CPU."""
+    abstentions are 0); share of the smoothed explanation's k tokens that touch the object, where there are
+    masks; copies per second of the whole pipeline on this machine's CPU."""
 
     sigma: float
     accuracy: float
     certified: float
     radius: float
+    on_object: float | None
     speed: float
-
-
-def right_classes(bundle: Bundle, files: Sequence[str], *, labels: str | None) -> list[int]:
-    """The right class of each image: by `labels` as fvit-certify takes them, or else what the bundle's own
-    classifier says of the clean image."""
-    if labels is not None:
-        return list(labels_of(files, labels, names=bundle.manifest.labels))
-    logits, _ = classified(bundle, files)
-    return [int(each) for each in logits.argmax(axis=1)]
 
 
 def classified(bundle: Bundle, files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -74,7 +107,7 @@ def classified(bundle: Bundle, files: Sequence[str]) -> tuple[np.ndarray, np.nda
     return logits, attribution
 
 
-def measure(folder: Path, files: Sequence[str], right: Sequence[int], *, n: int) -> list[Measured]:
+def measure(folder: Path, held_out: HeldOut, *, n: int) -> list[Measured]:
     """Certify the images at each of LEVELS that the bundle's schedule knows. n: copies of each image.
 
     Raises FvitError where it knows none of them, or n is too small for a certificate.
@@ -86,7 +119,7 @@ def measure(folder: Path, files: Sequence[str], right: Sequence[int], *, n: int)
         raise FvitError(f"{folder} knows neither of σ = {' and '.join(map(str, LEVELS))}, which are compared")
     found = []
     with load(bundle) as vit:
-        pictures: list[Picture] = [vit.read(file) for file in files]
+        pictures: list[Picture] = [vit.read(file) for file in held_out.files]
         for sigma in levels:
             terms = vit.terms(sigma=sigma, n=n, k=min(10, bundle.manifest.tokens - 1), seed=SEED)
             next(vit.certify_many(pictures[:1], terms))  # what is loaded and drawn up once is not timed
@@ -94,15 +127,16 @@ def measure(folder: Path, files: Sequence[str], right: Sequence[int], *, n: int)
             certificates = list(vit.certify_many(pictures, terms))
             seconds = time.monotonic() - began
             classes = [each.class_ for each in certificates]
-            hits = np.array([of.index == truth for of, truth in zip(classes, right, strict=True)])
+            hits = np.array([of.index == truth for of, truth in zip(classes, held_out.right, strict=True)])
             held = np.array([of.radius_l2 >= sigma for of in classes])
-            radii = [each.attentions[0].radius_l2 for each in certificates]
+            radii = [each.attention.radius_l2 for each in certificates]
             found.append(
                 Measured(
                     sigma,
                     accuracy=float(hits.mean()),
                     certified=float((hits & held).mean()),
                     radius=float(np.median(radii)),
+                    on_object=held_out.on_object([each.attention.tokens for each in certificates]),
                     speed=len(pictures) * n / seconds,
                 )
             )
@@ -110,21 +144,23 @@ def measure(folder: Path, files: Sequence[str], right: Sequence[int], *, n: int)
 
 
 def compare(
-    folders: Mapping[str, Path], files: Sequence[str], right: Sequence[int], *, n: int, console: Console
+    folders: Mapping[str, Path], held_out: HeldOut, *, n: int, console: Console
 ) -> list[list[Measured]]:
     """Measure bundles by the names that they have here, the last of them the new one, and print a row for
     each bundle and σ."""
-    found = [measure(folder, files, right, n=n) for folder in folders.values()]
+    found = [measure(folder, held_out, n=n) for folder in folders.values()]
     precision = open_bundle([*folders.values()][-1]).manifest.precision
-    table = Table(title=f"{len(files)} images held out, n = {n}, {precision}")
+    table = Table(title=f"{len(held_out.files)} images held out, n = {n}, {precision}")
     table.add_column("")
-    for heading in ("σ", "accuracy", "certified at σ", "median attention radius", "copies/s"):
+    headings = ["σ", "accuracy", "certified at σ", "median attention radius", "on the object", "copies/s"]
+    if held_out.objects is None:
+        headings.remove("on the object")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for name, rows in zip(folders, found, strict=True):
         for row in rows:
-            table.add_row(
-                name, f"{row.sigma:g}", f"{row.accuracy:.1%}", f"{row.certified:.1%}", f"{row.radius:.3f}",
-                f"{row.speed:,.0f}",
-            )  # fmt: skip
+            cells = [f"{row.sigma:g}", f"{row.accuracy:.1%}", f"{row.certified:.1%}", f"{row.radius:.3f}"]
+            cells += [] if row.on_object is None else [f"{row.on_object:.1%}"]
+            table.add_row(name, *cells, f"{row.speed:,.0f}")
     console.print(table)
     return found

@@ -18,7 +18,7 @@ from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.bundles import ROWS, Exported, noisy_example, quantise_graphs
 from fvit.export.calibration import IMAGES, denoiser_feeds
-from fvit.export.comparing import Asked, compare, right_classes
+from fvit.export.comparing import Asked, HeldOut, compare
 from fvit.export.graphs import export_graph
 from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
@@ -67,8 +67,8 @@ def distill_bundle(
             f"the teacher knows σ from {known[0]:.4f} to {known[-1]:.4g}, not from {shape.lowest:g} to "
             f"{shape.highest:g}: give --sigmas inside, or --share 0"
         )
-    training, held_out = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
-    right = right_classes(bundle, held_out, labels=asked.labels)
+    training, others = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
+    held_out = HeldOut.of(bundle, others, images=images, asked=asked)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
         student, losses = train_student(
@@ -87,7 +87,7 @@ def distill_bundle(
         return {}
     console.print(described(losses))
     report = write_student(bundle, student, out, images=files, precision=precision)
-    compare({"teacher": folder, "student": out}, held_out, right, n=asked.n, console=console)
+    compare({"teacher": folder, "student": out}, held_out, n=asked.n, console=console)
     return report
 
 

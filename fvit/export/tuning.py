@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from fvit.certificates.claims import top_tokens
 from fvit.errors import FvitError
 from fvit.export.bundles import Exported
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.comparing import Asked, classified, compare, right_classes
+from fvit.export.comparing import Asked, HeldOut, Measured, classified, compare
 from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teacher_of
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
@@ -65,8 +66,8 @@ def tune_bundle(
             f"the denoiser knows σ from {known[0]:.4f} to {known[-1]:.4g}, and {lowest:g}:{highest:g} is no "
             "range inside: give another --sigmas"
         )
-    training, held_out = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
-    right = right_classes(bundle, held_out, labels=asked.labels)
+    training, others = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
+    held_out = HeldOut.of(bundle, others, images=images, asked=asked)
     original = rebuild(bundle, weights=asked.weights)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
@@ -87,15 +88,14 @@ def tune_bundle(
     console.print(described(losses))
     save_file(tuned.model.state_dict(), work / WEIGHTS)
     report = write_tuned(bundle, tuned, out, images=files, precision=precision)
-    before, after = compare({"before": folder, "after": out}, held_out, right, n=asked.n, console=console)
-    console.print(_clean(bundle, open_bundle(out), held_out, right))
-    for name, old, new in [
-        (f"{what} at σ = {b.sigma:g}", getattr(b, what), getattr(a, what))
-        for b, a in zip(before, after, strict=True)
-        for what in ("accuracy", "certified", "radius")
-    ]:
-        if new < old:
-            console.print(f"lost: {name} fell from {old:.3f} to {new:.3f}")
+    before, after = compare({"before": folder, "after": out}, held_out, n=asked.n, console=console)
+    clean = [Clean.of(each, held_out, original=bundle) for each in (bundle, open_bundle(out))]
+    console.print(_table(clean))
+    fallen = [*lost(*clean, where="on clean images")]
+    for old, new in zip(before, after, strict=True):
+        fallen += lost(old, new, where=f"at σ = {old.sigma:g}")
+    for line in fallen:
+        console.print(line)
     return report
 
 
@@ -182,17 +182,53 @@ def write_tuned(
     return report
 
 
-def _clean(before: Bundle, after: Bundle, files: list[str], right: list[int]) -> Table:
-    """What both classifiers make of the clean images."""
-    k = min(10, before.manifest.tokens - 1)
-    seen = [classified(each, files) for each in (before, after)]
-    tops = [[set(top_tokens(row, k).tolist()) for row in attribution] for _, attribution in seen]
-    shared = np.mean([len(old & new) / k for old, new in zip(*tops, strict=True)])
+@dataclass(frozen=True)
+class Clean:
+    """What a bundle's classifier makes of the clean images: share of classes that are right, share of the
+    original's first k tokens that are among its own, and share of its own that touch the object, where there
+    are masks."""
+
+    k: int
+    accuracy: float
+    overlap: float
+    on_object: float | None
+
+    @classmethod
+    def of(cls, bundle: Bundle, held_out: HeldOut, *, original: Bundle) -> Clean:
+        k = min(10, bundle.manifest.tokens - 1)
+        logits, attribution = classified(bundle, held_out.files)
+        _, wanted = classified(original, held_out.files)
+        tops, firsts = ([top_tokens(row, k).tolist() for row in each] for each in (attribution, wanted))
+        return cls(
+            k,
+            accuracy=float(np.mean(logits.argmax(axis=1) == np.array(held_out.right))),
+            overlap=float(
+                np.mean([len({*one} & {*other}) / k for one, other in zip(tops, firsts, strict=True)])
+            ),
+            on_object=held_out.on_object(tops),
+        )
+
+
+def _table(clean: Sequence[Clean]) -> Table:
     table = Table(title="clean images")
-    table.add_column("")
-    for heading in ("accuracy", f"top {k} shared with the original's"):
-        table.add_column(heading, justify="right")
-    for name, (logits, _), share in zip(("before", "after"), seen, (1.0, shared), strict=True):
-        accuracy = np.mean(logits.argmax(axis=1) == np.array(right))
-        table.add_row(name, f"{accuracy:.1%}", f"{share:.1%}")
+    masked = clean[0].on_object is not None
+    headings = ["", "accuracy", f"top {clean[0].k} shared with the original's"]
+    for heading in [*headings, *(["on the object"] if masked else [])]:
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, each in zip(("before", "after"), clean, strict=True):
+        shares = [each.accuracy, each.overlap, *([] if each.on_object is None else [each.on_object])]
+        table.add_row(name, *(f"{share:.1%}" for share in shares))
     return table
+
+
+LOSSES = {"accuracy": "accuracy", "certified": "certified accuracy", "radius": "median attention radius",
+          "on_object": "share on the object"}  # fmt: skip
+"""Of Measured and Clean: what is not to fall."""
+
+
+def lost(before: Measured | Clean, after: Measured | Clean, *, where: str) -> Iterator[str]:
+    """A line for every figure that is smaller after than before."""
+    for name, words in LOSSES.items():
+        old, new = getattr(before, name, None), getattr(after, name, None)
+        if old is not None and new is not None and new < old:
+            yield f"lost: {words} {where} fell from {old:.3f} to {new:.3f}"

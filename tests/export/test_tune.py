@@ -9,21 +9,31 @@ from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
+from fvit.export.comparing import HeldOut, Measured
 from fvit.export.rebuilding import rebuild
 from fvit.export.training import Settings
-from fvit.export.tuning import TunedAsked, train_classifier, tune_bundle
+from fvit.export.tuning import Clean, TunedAsked, lost, train_classifier, tune_bundle
 from fvit.runtime.bundle import CLASSIFIER, open_bundle, seal, write_bundle
 from tests.export.test_cli import last_line, run
 from tests.export.test_distill import Pixels
 
 QUIET = Console(quiet=True)
+DRAWN = compositions(72, seed=3, split="train")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    for number, pixels in enumerate(compositions(72, seed=3, split="train").images):
+    for number, pixels in enumerate(DRAWN.images):
         Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masks")
+    for number, mask in enumerate(DRAWN.masks):
+        Image.fromarray(mask).save(folder / f"{number}.bmp")
     return folder
 
 
@@ -58,8 +68,10 @@ def test_a_killed_tuning_goes_on_to_the_same_curve(tmp_path: Path) -> None:
     assert tuned("attention", tmp_path / "broken", Pixels(), steps=8) == whole
 
 
-def test_a_tuned_bundle_names_what_it_was_tuned_from(demo_bundle: Path, folder: Path, tmp_path: Path) -> None:
-    asked = TunedAsked(held_out=4, n=32)
+def test_a_tuned_bundle_names_what_it_was_tuned_from(
+    demo_bundle: Path, folder: Path, masks: Path, tmp_path: Path
+) -> None:
+    asked = TunedAsked(held_out=4, n=32, masks=masks)
     console = Console(record=True, width=120, file=(tmp_path / "said").open("w"))
     tune_bundle(
         demo_bundle, tmp_path / "b", images=folder, asked=asked,
@@ -75,6 +87,7 @@ def test_a_tuned_bundle_names_what_it_was_tuned_from(demo_bundle: Path, folder: 
     said = console.export_text()
     assert "before" in said
     assert "top 10 shared" in said
+    assert said.count("on the object") == 2
     # It can be tuned again from the weights beside it, and from none but those.
     rebuild(after, weights=tmp_path / "b.training" / "classifier.safetensors")
     with pytest.raises(FvitError, match="was not exported from these weights"):
@@ -98,3 +111,32 @@ def test_a_classifier_that_timm_does_not_know_is_refused_by_name(
     assert done.returncode == 1
     assert "cannot be rebuilt: timm knows no model 'mine'" in last_line(done)
     assert not (tmp_path / "out").exists()
+
+
+def test_everything_that_fell_is_said_and_nothing_else() -> None:
+    before = Measured(0.25, accuracy=0.9, certified=0.8, radius=0.2, on_object=None, speed=100)
+    after = Measured(0.25, accuracy=0.9, certified=0.75, radius=0.3, on_object=None, speed=50)
+    assert [*lost(before, after, where="at σ = 0.25")] == [
+        "lost: certified accuracy at σ = 0.25 fell from 0.800 to 0.750"
+    ]
+    clean = Clean(10, 0.9, 1.0, 0.9), Clean(10, 0.95, 0.8, 0.85)
+    assert [*lost(*clean, where="on clean images")] == [
+        "lost: share on the object on clean images fell from 0.900 to 0.850"
+    ]
+
+
+def test_the_share_on_the_object_is_that_of_tokens_that_its_mask_touches(
+    demo_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    """One pixel in the token at the first row, second column, of 8×8 pixels each."""
+    mask = np.zeros((64, 64), np.uint8)
+    mask[7, 8] = 255
+    Image.fromarray(mask).save(tmp_path / "3.png")
+    held_out = HeldOut.of(
+        open_bundle(demo_bundle), [str(folder / "3.png")], images=folder, asked=TunedAsked(masks=tmp_path)
+    )
+    assert held_out.on_object([[0, 1, 2, 8]]) == 0.25
+    with pytest.raises(FvitError, match=r"4\.png has no mask"):
+        HeldOut.of(
+            open_bundle(demo_bundle), [str(folder / "4.png")], images=folder, asked=TunedAsked(masks=tmp_path)
+        )

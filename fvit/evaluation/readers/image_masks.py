@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from fvit.errors import FvitError
-from fvit.evaluation.data import Data, Sample, of_file, stem_of
-from fvit.evaluation.masks import SUFFIXES, read_mask
+from fvit.evaluation.data import Data, Sample, of_file
+from fvit.evaluation.masks import masks_of, read_mask
 from fvit.evaluation.readers.folders import labels_in_folders
 from fvit.runtime.inputs import OnSkip, find_images
 
@@ -22,13 +21,10 @@ def image_masks(place: Path, *, names: Sequence[str], on_skip: OnSkip) -> Data:
     labels_of.
     """
     images, masks = place / IMAGES, place / MASKS
-    there = {stem_of(file): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES}
     files = find_images([images], recursive=True, on_skip=on_skip)
     labels = labels_in_folders(files, images, names=names)
-    samples = []
-    for file, label in zip(files, labels, strict=True):
-        wanted = masks / stem_of(Path(file).relative_to(images))
-        if wanted not in there:
-            raise FvitError(f"{file} has no mask: make it {wanted}.png, or leave the image out")
-        samples.append(Sample(file, of_file(file), label, partial(read_mask, there[wanted])))
+    samples = [
+        Sample(file, of_file(file), label, partial(read_mask, mask))
+        for file, label, mask in zip(files, labels, masks_of(files, images=images, masks=masks), strict=True)
+    ]
     return Data("images and masks", samples)
