@@ -16,6 +16,9 @@ from scipy.special import betainc, betaincinv, betaln, xlog1py, xlogy
 
 Floats = NDArray[np.float64]
 
+EXACT = 54
+"""Halvings of an interval of [0,1] after which its ends are as near as floating point tells."""
+
 
 def clopper_pearson(count: ArrayLike, n: int, *, alpha: float) -> tuple[Floats, Floats]:
     """Exact bounds on a binomial proportion: (lower, upper), each one-sided at level alpha.
@@ -62,14 +65,14 @@ def fixed_bounds(
 
 
 def mixture_bounds(
-    count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.0
+    count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.0, halvings: int = EXACT
 ) -> tuple[Floats, Floats]:
     """(lower, upper) on values with `count` votes of n copies, true at every n at once (section 6.3).
 
     p is refused where the likelihood ratio of the mixture with prior Beta(2p, 2(1−p)) against p reaches
     1/a(p), a(p) = level·p + floor: a martingale of mean 1, so by Ville's inequality p is ever refused, on
-    either side, with probability at most a(p). Both ends grow with the count. Arguments and errors as
-    fixed_bounds.
+    either side, with probability at most a(p). Both ends grow with the count. Arguments and errors otherwise
+    as fixed_bounds. halvings: fewer cost less, and each end lies up to 2^−halvings further out.
     """
     c = _counts(count, n, level=level, floor=floor)
     # Each of the logarithms below is off by a few units in the last place of n·ln n at most.
@@ -81,7 +84,7 @@ def mixture_bounds(
             ratio = betaln(c + 2 * p, n - c + 2 * q) - betaln(2 * p, 2 * q) - xlogy(c, p) - xlog1py(n - c, -p)
             return np.asarray(ratio + _log_level(p, level, floor) >= margin)
 
-    return _ends(refused, best=c / n)
+    return _ends(refused, best=c / n, halvings=halvings)
 
 
 FROM_BELOW = np.geomspace(0.05, 200.0, 12)
@@ -147,17 +150,19 @@ def _counts(count: ArrayLike, n: int, *, level: ArrayLike, floor: ArrayLike = 0.
     return counts
 
 
-def _ends(refused: Callable[[Floats], NDArray[np.bool_]], *, best: Floats) -> tuple[Floats, Floats]:
+def _ends(
+    refused: Callable[[Floats], NDArray[np.bool_]], *, best: Floats, halvings: int = EXACT
+) -> tuple[Floats, Floats]:
     """(lower, upper) ends, in the shape of `best`, of what is not refused: an interval that holds `best`.
 
     refused: maps candidates [2, S, …] for the lower and the upper end, S of them at a time. From outside the
-    interval is cut into parts until 54 halvings are done; what is returned is refused (or 0 or 1).
+    interval is cut into parts until so many halvings are done; what is returned is refused (or 0 or 1).
     """
-    halvings = int(np.clip(np.log2(WIDTH / max(best.size, 1)), 1, 5))
-    fractions = np.arange(1, 2**halvings).reshape(-1, *[1] * best.ndim) / 2**halvings
+    at_once = int(np.clip(np.log2(WIDTH / max(best.size, 1)), 1, 5))
+    fractions = np.arange(1, 2**at_once).reshape(-1, *[1] * best.ndim) / 2**at_once
     outer = np.stack([np.zeros_like(best), np.ones_like(best)])
     inner = np.stack([best, best])
-    for _ in range(-(-54 // halvings)):
+    for _ in range(-(-halvings // at_once)):
         parts = outer[:, None] + (inner - outer)[:, None] * fractions
         out = refused(parts)
         edges = np.concatenate([outer[:, None], parts, inner[:, None]], axis=1)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from fvit.certificates.bounds import mixture_bounds
+from fvit.certificates.bounds import EXACT, Floats, mixture_bounds
 from fvit.certificates.claims import Part, aggregate_of, token_bounds, top_tokens
 from fvit.certificates.radii import (
     attainable_radius,
@@ -20,6 +20,9 @@ from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
 
 Answer = Literal["certified", "not certified", "undecided"]
+
+ROUGH = 10
+"""Halvings after which bounds are within a thousandth."""
 
 
 class Decision(Part):
@@ -39,13 +42,11 @@ def decide(tally: Tally, terms: Terms) -> Decision:
     """What the copies so far say. Raises ValueError for terms without a radius to decide."""
     if terms.radius is None:
         raise ValueError("these terms have no radius to decide")
-    lower, upper, least, most = (
-        _means_bounded(tally, terms) if terms.aggregate == "mean" else _votes_bounded(tally, terms)
+    of_class, of_attention = (
+        _means_answer(tally, terms, terms.radius)
+        if terms.aggregate == "mean"
+        else _votes_answer(tally, terms, terms.radius)
     )
-    of_class = _answer(
-        class_radius(lower, sigma=terms.sigma), class_radius(upper, sigma=terms.sigma), terms.radius
-    )
-    of_attention = _answer(least, most, terms.radius)
     answers = {of_class, of_attention}
     answer: Answer = "certified" if answers == {"certified"} else "undecided"
     if "not certified" in answers:
@@ -53,35 +54,52 @@ def decide(tally: Tally, terms: Terms) -> Decision:
     return Decision(radius=terms.radius, class_=of_class, attention=of_attention, answer=answer)
 
 
-def _votes_bounded(tally: Tally, terms: Terms) -> tuple[float, float, float, float]:
-    """Bounds on the leading class, and then on the radius of the main explanation: what is certified, and
-    what no choice of tokens exceeds.
+Answers = tuple[Answer, Answer]
+"""Of the class, and of the main explanation."""
 
-    Ends grow with the count, and one pair of tokens decides: the best of the k0 weakest inside against
+
+def _votes_answer(tally: Tally, terms: Terms, radius: float) -> Answers:
+    """Ends grow with the count, and one pair of tokens decides: the best of the k0 weakest inside against
     the weakest of the k0 strongest outside.
+
+    Most looks decide nothing, which bounds that are known to a thousandth tell too: what the furthest and the
+    nearest ends that are still possible answer alike is the answer.
     """
     k = terms.k[0]
     k0 = lost_tokens(k, beta=terms.beta)
     inside, outside = np.sort(tally.votes[0])[::-1][[k - k0, k + k0 - 1]]
     level, floor = terms.token_levels(k, tokens=tally.tokens).values()
-    lower, upper = mixture_bounds(
-        [tally.counts.max(), inside, outside], tally.copies,
-        level=[terms.class_level, level, level], floor=[0.0, floor, floor],
-    )  # fmt: skip
-    gaps = probit_gap(np.array([lower[1], upper[1]]), np.array([upper[2], lower[2]]))
-    least, most = (terms.sigma / 2 * gaps).tolist()
-    return float(lower[0]), float(upper[0]), least, most
+
+    def answers(lower: Floats, upper: Floats) -> Answers:
+        gaps = probit_gap(np.array([lower[1], upper[1]]), np.array([upper[2], lower[2]]))
+        least, most = (terms.sigma / 2 * gaps).tolist()
+        return _of_class(lower[0], upper[0], terms.sigma, radius), _answer(least, most, radius)
+
+    def bounds(halvings: int) -> tuple[Floats, Floats]:
+        return mixture_bounds(
+            [tally.counts.max(), inside, outside], tally.copies,
+            level=[terms.class_level, level, level], floor=[0.0, floor, floor], halvings=halvings,
+        )  # fmt: skip
+
+    lower, upper = bounds(ROUGH)
+    furthest, nearest = answers(lower, upper), answers(lower + 0.5**ROUGH, upper - 0.5**ROUGH)
+    return furthest if furthest == nearest else answers(*bounds(EXACT))
 
 
-def _means_bounded(tally: Tally, terms: Terms) -> tuple[float, float, float, float]:
-    """As _votes_bounded, where every token may count."""
+def _means_answer(tally: Tally, terms: Terms, radius: float) -> Answers:
+    """As _votes_answer, where every token may count: what is certified, and what no choice of tokens
+    exceeds."""
     k, sigma, beta = terms.k[0], terms.sigma, terms.beta
     p_lower, p_upper = mixture_bounds(tally.counts.max(), tally.copies, level=terms.class_level)
     lower, upper = token_bounds(tally, terms, k=k)
     tokens = top_tokens(aggregate_of(tally, terms, k=k), k)
     least = attention_radius(lower, upper, tokens, beta=beta, sigma=sigma, aggregate="mean")
     most = attainable_radius(lower, upper, k=k, beta=beta, sigma=sigma, aggregate="mean")
-    return float(p_lower), float(p_upper), least, most
+    return _of_class(float(p_lower), float(p_upper), sigma, radius), _answer(least, most, radius)
+
+
+def _of_class(lower: float, upper: float, sigma: float, radius: float) -> Answer:
+    return _answer(class_radius(lower, sigma=sigma), class_radius(upper, sigma=sigma), radius)
 
 
 def _answer(least: float, most: float, radius: float) -> Answer:

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks.worlds import world
+from fvit.certificates import decisions
+from fvit.certificates.bounds import EXACT
 from fvit.certificates.claims import attention_claim, class_claim, token_bounds
 from fvit.certificates.decisions import decide
 from fvit.certificates.radii import attainable_radius
@@ -62,6 +64,30 @@ def test_a_decision_says_what_the_radii_beside_it_say(aggregate: str) -> None:
         assert decision.answer == ("not certified" if "not certified" in parts else expected)
         seen.add(decision.answer)
     assert len(seen) > 1
+
+
+def test_what_rough_bounds_answer_is_what_exact_ones_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At radii all around those that are just certified or just refuted."""
+    rng, seen = np.random.default_rng(4), set()
+    for _ in range(60):
+        truth = world(rng)
+        tally = truth.tally(terms())
+        truth.draw(rng, tally, int(rng.choice([30, 100, 300])))
+        claim = attention_claim(tally, terms(), k=10, grid=(8, 8))
+        most = attainable_radius(
+            *token_bounds(tally, terms(), k=10), k=10, beta=0.8, sigma=0.25, aggregate="vote"
+        )
+        edges = [edge for edge in (claim.radius_l2, most) if 0 < edge < math.inf]
+        for radius in (
+            edge * (1 + off) for edge in edges for off in (-0.1, -1e-3, -1e-9, 0, 1e-9, 1e-3, 0.1)
+        ):
+            asked = terms(radius=radius)
+            with monkeypatch.context() as patch:
+                patch.setattr(decisions, "ROUGH", EXACT)
+                exact = decide(tally, asked)
+            assert decide(tally, asked) == exact
+            seen.add(exact.attention)
+    assert seen == {"certified", "not certified", "undecided"}
 
 
 def test_a_class_without_a_majority_is_not_certified_at_any_radius() -> None:
