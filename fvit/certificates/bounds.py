@@ -167,5 +167,6 @@ def _ends(
         out = refused(parts)
         edges = np.concatenate([outer[:, None], parts, inner[:, None]], axis=1)
         last = np.where(out.all(axis=1), len(fractions), out.argmin(axis=1))[:, None]
-        outer, inner = (np.take_along_axis(edges, last + i, axis=1)[:, 0] for i in range(2))
+        around = np.take_along_axis(edges, np.concatenate([last, last + 1], axis=1), axis=1)
+        outer, inner = around[:, 0], around[:, 1]
     return outer[0], outer[1]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ Aggregate = Literal["vote", "mean"]
 Floats = NDArray[np.float64]
 
 
+@lru_cache
 def lost_tokens(k: int, *, beta: float) -> int:
     """k0 = ⌊(1−β)k⌋ + 1, the smallest number of lost tokens that breaks an explanation of size k.
 
