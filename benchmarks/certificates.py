@@ -9,6 +9,7 @@ how many images there are. Class decisions stand beside those of the literature.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,7 +22,21 @@ from scipy.special import betaln, ndtr, xlog1py, xlogy
 from scipy.stats import binom
 
 from benchmarks.keeping import RESULTS, publish
-from benchmarks.outcomes import ALPHA, BETA, CLASSES, GRID, MOST, RADII, SIGMA, WORK, K, Outcomes, asked, kept
+from benchmarks.outcomes import (
+    ALPHA,
+    BETA,
+    CLASSES,
+    ENGINE,
+    GRID,
+    MOST,
+    RADII,
+    SIGMA,
+    WORK,
+    K,
+    Outcomes,
+    asked,
+    kept,
+)
 from fvit.certificates.bounds import clopper_pearson, fixed_bounds, mixture_bounds
 from fvit.certificates.claims import attention_claim, count_bounds, token_bounds
 from fvit.certificates.literature import exact_radius
@@ -254,7 +269,8 @@ def markdown(result: dict[str, Any]) -> str:
 
     by_n = result["radii"]
     lines = [
-        f"{every} held-out images, σ = {SIGMA}, k = {K}, β = {BETA}, α = {ALPHA}, {result['precision']}.",
+        f"{every} held-out images, σ = {SIGMA}, k = {K}, β = {BETA}, α = {ALPHA}, "
+        f"{result['engine']['name']}, {result['engine']['precision']}.",
         "",
         "| median attention radius | "
         + " | ".join(f"{n:,} copies in all{of(row['images'])}" for n, row in by_n.items())
@@ -335,7 +351,8 @@ def main(
     thresholds = {r: rules(float(ndtr(r / SIGMA)), MOST) for r in track(CLASS_RADII, "rules for the class")}
     there = [outcomes for i in range(images) if (outcomes := kept(folder, i)) is not None]
     done = [measure(outcomes, thresholds) for outcomes in track(there, "images")]
-    result = {"bundle": opened.digest, "precision": opened.manifest.precision} | summary(done)
+    engine = json.loads((folder / ENGINE).read_text())
+    result = {"bundle": opened.digest, "engine": engine} | summary(done)
     publish("certificates", result, markdown(result))
     plot(result, RESULTS / "certificates.png")
 

@@ -3,12 +3,13 @@
     python -m benchmarks.outcomes BUNDLE [--images 100] [--copies 10000]
 
 A file in the work folder holds 1,000 copies of an image, so a run that was stopped goes on. First come some
-copies of every image, then those whose decisions are still open, then the rest. The seed of the noise was
-announced here before any of it was drawn.
+copies of every image, then those whose decisions are still open, then the rest. The engine is the fastest
+that is installed. The seed of the noise was announced here before any of it was drawn.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -22,11 +23,13 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 import fvit
+from benchmarks.keeping import write_json
 from fvit import FaithfulViT
 from fvit.certificates.decisions import Decision, decide
 from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
 from fvit.demo.data import compositions
+from fvit.errors import FvitError
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, philox_key
 
@@ -36,6 +39,8 @@ MOST, BLOCK, AT_ONCE = 10_000, 1000, 8
 RADII = (0.05, 0.2, 0.4)
 CLASSES, SIDE, GRID = 10, 64, (8, 8)
 WORK = Path("build/outcomes")
+ENGINE = "engine.json"
+"""Which engine ran, in the folder of its outcomes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +124,15 @@ def missing(folder: Path, images: int, copies: int) -> list[tuple[int, int]]:
     return [(image, first) for _, _, first, image in sorted(lacking)]
 
 
+def begin(folder: Path, engine: dict[str, str]) -> None:
+    """Make the folder, or see that the same engine began it: another one gives other outcomes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (file := folder / ENGINE).exists():
+        write_json(file, engine)
+    elif (begun := json.loads(file.read_text())) != engine:
+        raise FvitError(f"{folder} was begun with {begun}, not {engine}: give another --work")
+
+
 def main(
     bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
@@ -126,9 +140,9 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for finished blocks.")] = WORK,
 ) -> None:
     data = compositions(images, seed=IMAGES_SEED, split="held-out")
-    with fvit.load(bundle) as vit, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+    with fvit.load(bundle, device="auto") as vit, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
         folder = work / vit.bundle.digest[:12]
-        folder.mkdir(parents=True, exist_ok=True)
+        begin(folder, vit.engine)
         for goal in sorted({min(BLOCK, copies), copies}):
             for image, first in track(missing(folder, images, goal), f"{goal:,} copies of each image"):
                 record(
