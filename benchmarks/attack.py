@@ -6,7 +6,8 @@ Two adversaries, each against the class, the explanation, and the sides of two t
 that is out, drawn at random: one follows gradients of the smoothed objective through the torch models
 (expectation over noisy copies), one tries random directions. What they propose lies between the 8-bit images,
 as the certificates allow, and is judged by the engine on fresh copies: a claim is broken where these refute
-it. Every image is kept in the work folder as it is done, so a run that was stopped continues.
+it. Gradients are computed in bf16 where the CPU multiplies that; the engine is the fastest that is installed.
+Every image is kept in the work folder as it is done, so a run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from fvit.certificates.refuting import doubted, refuted
 from fvit.demo.data import compositions
 from fvit.evaluation.adversarial import BEYOND_CHANCE, CONFIRMED, JUST_INSIDE, fresh
 from fvit.export.attacking import Adversary, Loss, away_from_class, away_from_tokens
+from fvit.export.training import fastest_arithmetic
 from fvit.runtime.images import Picture
 
 Floats = NDArray[np.float32]
@@ -142,10 +144,11 @@ def attack(
         reach = scale * claim.radius
         loss = loss_of(claim, certificate)
         # The stronger adversary first: what it breaks needs no other.
-        followed = adversary.follow(
-            pixels, loss=loss, norm="l2", radius=reach, sigma=certificate.sigma,
-            draw=np.random.default_rng(seed),
-        )  # fmt: skip
+        with torch.autocast("cpu", torch.bfloat16, enabled=fastest_arithmetic() == "bf16"):
+            followed = adversary.follow(
+                pixels, loss=loss, norm="l2", radius=reach, sigma=certificate.sigma,
+                draw=np.random.default_rng(seed),
+            )  # fmt: skip
         proposals = [followed, *random_proposals(pixels, radius=reach, effort=effort, seed=seed)]
         outcome[claim.name] = any(
             broken(vit, claim, certificate, each, effort=effort, seed=seed) for each in proposals
@@ -164,7 +167,7 @@ def main(
 ) -> None:
     effort = Effort()
     data = compositions(images, seed=78, split="held-out")
-    with fvit.load(bundle) as vit:
+    with fvit.load(bundle, device="auto") as vit:
         adversary = adversary_of(vit, effort)
 
         def measure(i: int) -> dict[str, Any]:
@@ -175,10 +178,11 @@ def main(
                 for name, scale in SCALES.items()
             }
 
-        digest, precision = vit.bundle.digest, vit.bundle.manifest.precision
-        done = resumed(work / f"{digest[:12]}-{n}.jsonl", images, measure, words="attacking")
+        digest, engine = vit.bundle.digest, vit.engine
+        journal = work / f"{digest[:12]}-{engine['name']}-{n}.jsonl"
+        done = resumed(journal, images, measure, words="attacking")
     result: dict[str, Any] = {
-        "bundle": digest, "precision": precision, "images": images, "n": n, "effort": vars(effort),
+        "bundle": digest, "engine": engine, "images": images, "n": n, "effort": vars(effort),
     }  # fmt: skip
     for name in SCALES:
         for claim in CLAIMS:
@@ -191,7 +195,8 @@ def markdown(result: dict[str, Any]) -> str:
     effort = result["effort"]
     lines = [
         f"{result['images']} held-out images, n = {result['n']:,}, σ = 0.25, α = 0.001, "
-        f"{result['precision']}. For each claim {effort['directions']} random directions and "
+        f"{result['engine']['name']}, {result['engine']['precision']}. "
+        f"For each claim {effort['directions']} random directions and "
         f"{effort['steps']} gradient steps over {effort['copies']} copies each; "
         f"proposals judged on {effort['judged']} fresh copies.",
         "",

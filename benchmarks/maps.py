@@ -18,6 +18,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,11 +109,19 @@ def votes_at_looks(attribution: NDArray[np.float32]) -> Integers:
     return np.array(found)
 
 
-def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Integers]:
-    """[I, looks, N] votes for each bundle."""
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """Of a bundle: what ran it, and [I, looks, N] votes."""
+
+    engine: dict[str, str]
+    votes: Integers
+
+
+def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Recorded]:
+    """Every image's votes by every bundle."""
     data = compositions(images, seed=IMAGES_SEED, split="held-out")
     with ExitStack() as opened:
-        vits = {bundle: opened.enter_context(fvit.load(bundle)) for bundle in bundles}
+        vits = {bundle: opened.enter_context(fvit.load(bundle, device="auto")) for bundle in bundles}
         if len({vit.bundle.manifest.files[DENOISER] for vit in vits.values()}) != 1:
             raise FvitError(
                 f"the denoisers of the bundles in {work} differ: delete them, to export them again"
@@ -131,13 +140,13 @@ def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Int
                     np.save(part, votes)
                 files[bundle].with_suffix(".part").rename(files[bundle])
         return {
-            bundle: np.array([np.load(kept_file(work, vit, i)) for i in range(images)])
+            bundle: Recorded(vit.engine, np.array([np.load(kept_file(work, vit, i)) for i in range(images)]))
             for bundle, vit in vits.items()
         }
 
 
 def kept_file(work: Path, vit: fvit.FaithfulViT, image: int) -> Path:
-    return work / vit.bundle.digest[:12] / f"{image:03}.npy"
+    return work / f"{vit.bundle.digest[:12]}-{vit.engine['name']}" / f"{image:03}.npy"
 
 
 def radii_of(votes: Integers, *, n: int) -> Floats:
@@ -159,8 +168,8 @@ def compared(first: Integers, votes: Integers, radii: Floats, *, n: int, tau: fl
     }  # fmt: skip
 
 
-def summary(bundle: Path, votes: Integers) -> dict[str, Any]:
-    opened = open_bundle(bundle)
+def summary(bundle: Path, of: Recorded) -> dict[str, Any]:
+    opened, votes = open_bundle(bundle), of.votes
     first, rows = votes[:, 0], {}
     for place, n in enumerate(COPIES, start=1):
         radii = radii_of(votes[:, place], n=n)
@@ -180,7 +189,7 @@ def summary(bundle: Path, votes: Integers) -> dict[str, Any]:
         }
     return {
         "explanation": opened.manifest.explanation,
-        "precision": opened.manifest.precision,
+        "engine": of.engine,
         "bundle": opened.digest,
         "images": len(votes),
         "tokens": votes.shape[2],
@@ -259,8 +268,8 @@ def main(
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
     work: Annotated[Path, typer.Option(help="Folder for bundles and for finished images.")] = WORK,
 ) -> None:
-    votes = recorded(exported(work), images, work)
-    result = [summary(bundle, each) for bundle, each in votes.items()]
+    found = recorded(exported(work), images, work)
+    result = [summary(bundle, each) for bundle, each in found.items()]
     publish("maps", {"explanations": result}, markdown(result))
     plot(result, RESULTS / "maps.png")
 
