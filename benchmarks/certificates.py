@@ -9,7 +9,6 @@ how many images there are. Class decisions stand beside those of the literature.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +25,6 @@ from benchmarks.outcomes import (
     ALPHA,
     BETA,
     CLASSES,
-    ENGINE,
     GRID,
     MOST,
     RADII,
@@ -35,6 +33,7 @@ from benchmarks.outcomes import (
     K,
     Outcomes,
     asked,
+    engine_of,
     kept,
 )
 from fvit.certificates.bounds import clopper_pearson, fixed_bounds, mixture_bounds
@@ -351,7 +350,7 @@ def main(
     thresholds = {r: rules(float(ndtr(r / SIGMA)), MOST) for r in track(CLASS_RADII, "rules for the class")}
     there = [outcomes for i in range(images) if (outcomes := kept(folder, i)) is not None]
     done = [measure(outcomes, thresholds) for outcomes in track(there, "images")]
-    engine = json.loads((folder / ENGINE).read_text())
+    engine = engine_of(folder)
     result = {"bundle": opened.digest, "engine": engine} | summary(done)
     publish("certificates", result, markdown(result))
     plot(result, RESULTS / "certificates.png")

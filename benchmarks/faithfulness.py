@@ -41,11 +41,12 @@ from fvit.demo.data import compositions
 from fvit.evaluation.adversarial import rounded
 from fvit.evaluation.figures import Figure, Figures, Rows
 from fvit.evaluation.judging import probabilities_of
-from fvit.evaluation.metrics import Mask, area_under, overlap_parts, removed_counts, segmented
+from fvit.evaluation.metrics import area_under, overlap_parts, removed_counts, segmented
 from fvit.evaluation.perturbing import filling, without
 from fvit.export.attacking import Adversary, away_from_class, away_from_tokens
 from fvit.export.training import fastest_arithmetic
 from fvit.runtime.images import Picture
+from fvit.runtime.masks import Mask
 from fvit.runtime.noise import noisy_copies, philox_key
 from fvit.runtime.plain import classify_plain
 

@@ -30,6 +30,7 @@ from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
 from fvit.demo.data import compositions
 from fvit.errors import FvitError
+from fvit.runtime.bundle import open_bundle
 from fvit.runtime.images import Picture
 from fvit.runtime.noise import noisy_copies, philox_key
 
@@ -124,13 +125,14 @@ def missing(folder: Path, images: int, copies: int) -> list[tuple[int, int]]:
     return [(image, first) for _, _, first, image in sorted(lacking)]
 
 
-def begin(folder: Path, engine: dict[str, str]) -> None:
-    """Make the folder, or see that the same engine began it: another one gives other outcomes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (file := folder / ENGINE).exists():
-        write_json(file, engine)
-    elif (begun := json.loads(file.read_text())) != engine:
-        raise FvitError(f"{folder} was begun with {begun}, not {engine}: give another --work")
+def engine_of(folder: Path) -> dict[str, str] | None:
+    """What the outcomes in a folder were computed with; None where there are none yet. Raises FvitError where
+    it does not say."""
+    if (file := folder / ENGINE).exists():
+        return dict(json.loads(file.read_text()))
+    if any(folder.glob("*.npz")):
+        raise FvitError(f"{folder} does not say which engine its outcomes are of: give another --work")
+    return None
 
 
 def main(
@@ -140,9 +142,13 @@ def main(
     work: Annotated[Path, typer.Option(help="Folder for finished blocks.")] = WORK,
 ) -> None:
     data = compositions(images, seed=IMAGES_SEED, split="held-out")
-    with fvit.load(bundle, device="auto") as vit, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
-        folder = work / vit.bundle.digest[:12]
-        begin(folder, vit.engine)
+    opened = open_bundle(bundle)
+    folder = work / opened.digest[:12]
+    begun = engine_of(folder)
+    device = "auto" if begun is None else begun["device"]
+    with fvit.load(opened, device=device) as vit, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / ENGINE, vit.engine)
         for goal in sorted({min(BLOCK, copies), copies}):
             for image, first in track(missing(folder, images, goal), f"{goal:,} copies of each image"):
                 record(

@@ -22,7 +22,7 @@ from fvit.certificates.terms import Terms
 Answer = Literal["certified", "not certified", "undecided"]
 
 ROUGH = 10
-"""Halvings after which bounds are within a thousandth."""
+"""Halvings for bounds that most looks, which decide nothing, can be told from."""
 
 
 class Decision(Part):
@@ -62,8 +62,8 @@ def _votes_answer(tally: Tally, terms: Terms, radius: float) -> Answers:
     """Ends grow with the count, and one pair of tokens decides: the best of the k0 weakest inside against
     the weakest of the k0 strongest outside.
 
-    Most looks decide nothing, which bounds that are known to a thousandth tell too: what the furthest and the
-    nearest ends that are still possible answer alike is the answer.
+    Bounds within 2^−ROUGH come first. What their ends answer, and the same ends moved in by that much, exact
+    ones answer too, which lie between; they are computed where these two differ.
     """
     k = terms.k[0]
     k0 = lost_tokens(k, beta=terms.beta)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from fvit.evaluation.metrics import Mask
 from fvit.runtime.images import ImageLike
+from fvit.runtime.masks import Mask
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +43,3 @@ class Data:
 def of_file(file: str) -> Callable[[], ImageLike]:
     """What reads an image that has a file of its own."""
     return lambda: file
-
-
-def stem_of(path: Path) -> Path:
-    """A path without its last suffix."""
-    return path.with_suffix("")

@@ -25,10 +25,8 @@ from fvit.evaluation.adversarial import Adversary, Attacking
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.figures import Row, Rows
 from fvit.evaluation.keeping import Kept
-from fvit.evaluation.masks import fitted
 from fvit.evaluation.measures import MODELS, Explanation, Measures
 from fvit.evaluation.measuring import explained_class, measure
-from fvit.evaluation.metrics import VOID, Mask
 from fvit.evaluation.mosaics import fours, mosaic_row
 from fvit.evaluation.perturbing import mosaic
 from fvit.evaluation.rows import row_of
@@ -36,6 +34,7 @@ from fvit.evaluation.tables import mosaic_tables, tables
 from fvit.runtime.faithful import FaithfulViT, at_once
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.journal import Journal
+from fvit.runtime.masks import VOID, Mask, fitted
 from fvit.runtime.panels import Panels
 from fvit.runtime.pictures import written_whole
 from fvit.runtime.plain import classify_plain

@@ -19,8 +19,8 @@ from fvit.certificates.record import Digest
 from fvit.errors import FvitError
 from fvit.evaluation.measures import Measures
 from fvit.evaluation.measuring import mask_sha256
-from fvit.evaluation.metrics import Mask
 from fvit.runtime.images import Picture
+from fvit.runtime.masks import Mask
 
 NAME = "measures.jsonl"
 

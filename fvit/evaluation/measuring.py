@@ -29,11 +29,12 @@ from fvit.evaluation.measures import (
     Segmentation,
     Tokens,
 )
-from fvit.evaluation.metrics import OBJECT, VOID, Mask, Overlap, covered, removed_counts, segmented
+from fvit.evaluation.metrics import Overlap, removed_counts, segmented
 from fvit.evaluation.perturbing import FILLS, Fill, filling, without
 from fvit.runtime.bundle import Manifest
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
+from fvit.runtime.masks import OBJECT, VOID, Mask, covered
 from fvit.runtime.plain import classify_plain
 
 Floats = NDArray[np.float64]

@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.integrate import trapezoid
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Mask = NDArray[np.int8]
+from fvit.runtime.masks import OBJECT, VOID, Mask
 
-OBJECT, BACKGROUND, VOID = 1, 0, -1
-"""What a mask says of a pixel; what is void counts neither for nor against."""
+Floats = NDArray[np.float64]
 
 TENTHS = 10
 """A curve has its points at 0, 1, … 9 tenths of the tokens removed, as in [1]."""
@@ -39,25 +36,6 @@ def area_under(curve: Floats) -> Floats:
     """[..., 10] values at 0 … 9 tenths removed -> [...]: the area under the curve by the trapezoid rule, as
     [1] has it: 0.9 for a curve that is 1 throughout."""
     return np.asarray(trapezoid(np.asarray(curve, np.float64), dx=1 / TENTHS))
-
-
-# --- tokens and pixels -----------------------------------------------------------------------------
-
-
-def tokens_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> Integers:
-    """[H,W]: the token that the centre of each pixel lies in, counted along the rows of the grid."""
-    (height, width), (rows, columns) = size, grid
-    down = (np.arange(height) * 2 + 1) * rows // (2 * height)
-    across = (np.arange(width) * 2 + 1) * columns // (2 * width)
-    return down[:, None] * columns + across
-
-
-def covered(region: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
-    """[N]: the share of each token's pixels that lie in a region [H,W]."""
-    tokens = tokens_of_pixels((region.shape[0], region.shape[1]), grid).ravel()
-    count = grid[0] * grid[1]
-    pixels = np.bincount(tokens, minlength=count)
-    return np.bincount(tokens, weights=region.ravel(), minlength=count) / np.maximum(pixels, 1)
 
 
 # --- segmentation ----------------------------------------------------------------------------------

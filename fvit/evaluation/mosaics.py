@@ -14,9 +14,9 @@ from fvit.certificates.record import Certificate
 from fvit.evaluation.figures import Key, Row
 from fvit.evaluation.measures import Explanation
 from fvit.evaluation.measuring import mean_attribution
-from fvit.evaluation.metrics import covered
 from fvit.evaluation.perturbing import quarters
 from fvit.evaluation.rows import NONE
+from fvit.runtime.masks import covered
 
 Item = TypeVar("Item")
 Floats = NDArray[np.float64]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from fvit.evaluation.metrics import tokens_of_pixels
+from fvit.runtime.masks import tokens_of_pixels
 
 Pixels = NDArray[np.uint8]
 Fill = Literal["mean", "blur"]

@@ -121,7 +121,10 @@ def model(
 
 
 ImagesOption = Annotated[
-    Path, typer.Option(help="Folder of images like those to be certified, searched with all folders in it.")
+    Path,
+    typer.Option(
+        help="Folder of images like those to be certified, searched with all folders in it.", file_okay=False
+    ),
 ]
 HoursOption = Annotated[float, typer.Option(help="How long to train, unless --steps are told.", min=1e-6)]
 TrainingStepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
@@ -142,7 +145,7 @@ LabelsOption = Annotated[
 MasksOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of masks under the names of the images held out: how much of explanations is on objects."
+        help="Folder with a mask for each image, under its name: also how much of explanations is on objects."
     ),
 ]
 BundlePrecisionOption = Annotated[

@@ -14,12 +14,13 @@ from rich.table import Table
 
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
-from fvit.evaluation.masks import fitted, masks_of, read_mask
-from fvit.evaluation.metrics import OBJECT, covered
 from fvit.runtime.bundle import Bundle, open_bundle
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import load
+from fvit.runtime.masks import OBJECT, covered, fitted, masks_of, read_mask
+
+Floats = NDArray[np.float32]
 
 LEVELS = (0.25, 0.5)
 """The σ that bundles are compared at, and the radius that a class is to be certified at there."""
@@ -93,7 +94,7 @@ class Measured:
     speed: float
 
 
-def classified(bundle: Bundle, files: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def classified(bundle: Bundle, files: Sequence[str]) -> tuple[Floats, Floats]:
     """Logits [M,C] and attribution [M,N] of clean images at the classifier's size."""
     engine = open_engine(bundle.classifier, device="cpu")
     size = bundle.manifest.classifier_size

@@ -20,7 +20,7 @@ from fvit.certificates.claims import top_tokens
 from fvit.errors import FvitError
 from fvit.export.bundles import Exported
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.comparing import Asked, HeldOut, Measured, classified, compare
+from fvit.export.comparing import Asked, Floats, HeldOut, Measured, classified, compare
 from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teacher_of
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
@@ -89,7 +89,8 @@ def tune_bundle(
     save_file(tuned.model.state_dict(), work / WEIGHTS)
     report = write_tuned(bundle, tuned, out, images=files, precision=precision)
     before, after = compare({"before": folder, "after": out}, held_out, n=asked.n, console=console)
-    clean = [Clean.of(each, held_out, original=bundle) for each in (bundle, open_bundle(out))]
+    seen = [classified(each, held_out.files) for each in (bundle, open_bundle(out))]
+    clean = [Clean.of(*each, held_out, wanted=seen[0][1]) for each in seen]
     console.print(_table(clean))
     fallen = [*lost(*clean, where="on clean images")]
     for old, new in zip(before, after, strict=True):
@@ -194,10 +195,9 @@ class Clean:
     on_object: float | None
 
     @classmethod
-    def of(cls, bundle: Bundle, held_out: HeldOut, *, original: Bundle) -> Clean:
-        k = min(10, bundle.manifest.tokens - 1)
-        logits, attribution = classified(bundle, held_out.files)
-        _, wanted = classified(original, held_out.files)
+    def of(cls, logits: Floats, attribution: Floats, held_out: HeldOut, *, wanted: Floats) -> Clean:
+        """logits [M,C], attribution [M,N]; wanted: the original's attribution."""
+        k = min(10, attribution.shape[1] - 1)
         tops, firsts = ([top_tokens(row, k).tolist() for row in each] for each in (attribution, wanted))
         return cls(
             k,
@@ -227,8 +227,8 @@ LOSSES = {"accuracy": "accuracy", "certified": "certified accuracy", "radius": "
 
 
 def lost(before: Measured | Clean, after: Measured | Clean, *, where: str) -> Iterator[str]:
-    """A line for every figure that is smaller after than before."""
+    """A line for every figure that is smaller after than before, to the three digits that it is told with."""
     for name, words in LOSSES.items():
         old, new = getattr(before, name, None), getattr(after, name, None)
-        if old is not None and new is not None and new < old:
+        if old is not None and new is not None and round(new, 3) < round(old, 3):
             yield f"lost: {words} {where} fell from {old:.3f} to {new:.3f}"

@@ -6,10 +6,10 @@ import pytest
 
 from benchmarks.worlds import world
 from fvit.certificates import decisions
-from fvit.certificates.bounds import EXACT
+from fvit.certificates.bounds import EXACT, mixture_bounds
 from fvit.certificates.claims import attention_claim, class_claim, token_bounds
 from fvit.certificates.decisions import decide
-from fvit.certificates.radii import attainable_radius
+from fvit.certificates.radii import attainable_radius, class_radius
 from fvit.certificates.terms import Terms
 
 ALPHA = 0.1
@@ -77,7 +77,9 @@ def test_what_rough_bounds_answer_is_what_exact_ones_do(monkeypatch: pytest.Monk
         most = attainable_radius(
             *token_bounds(tally, terms(), k=10), k=10, beta=0.8, sigma=0.25, aggregate="vote"
         )
-        edges = [edge for edge in (claim.radius_l2, most) if 0 < edge < math.inf]
+        ends = mixture_bounds(tally.counts.max(), tally.copies, level=terms().class_level)
+        of_class = [class_radius(float(end), sigma=0.25) for end in ends]
+        edges = [edge for edge in (claim.radius_l2, most, *of_class) if 0 < edge < math.inf]
         for radius in (
             edge * (1 + off) for edge in edges for off in (-0.1, -1e-3, -1e-9, 0, 1e-9, 1e-3, 0.1)
         ):
@@ -86,8 +88,9 @@ def test_what_rough_bounds_answer_is_what_exact_ones_do(monkeypatch: pytest.Monk
                 patch.setattr(decisions, "ROUGH", EXACT)
                 exact = decide(tally, asked)
             assert decide(tally, asked) == exact
-            seen.add(exact.attention)
-    assert seen == {"certified", "not certified", "undecided"}
+            seen.add((exact.class_, exact.attention))
+    for place in range(2):
+        assert {each[place] for each in seen} == {"certified", "not certified", "undecided"}
 
 
 def test_a_class_without_a_majority_is_not_certified_at_any_radius() -> None:

@@ -7,21 +7,17 @@ from numpy.typing import NDArray
 from sklearn.metrics import auc, average_precision_score, jaccard_score
 
 from fvit.evaluation.metrics import (
-    BACKGROUND,
-    OBJECT,
     THRESHOLDS,
-    VOID,
     Overlap,
     area_under,
     average_precision,
     average_precision_of_both,
-    covered,
     enlarged,
     removed_counts,
     scaled,
     segmented,
-    tokens_of_pixels,
 )
+from fvit.runtime.masks import BACKGROUND, OBJECT, VOID, covered, tokens_of_pixels
 
 Floats = NDArray[np.float64]
 

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from fvit.evaluation.measures import Cut, Judged
 from fvit.evaluation.measuring import measure
-from fvit.evaluation.metrics import covered, removed_counts
+from fvit.evaluation.metrics import removed_counts
 from fvit.evaluation.mosaics import mosaic_row
 from fvit.evaluation.perturbing import quarters
 from fvit.evaluation.rows import row_of
 from fvit.runtime.faithful import FaithfulViT
+from fvit.runtime.masks import covered
 from tests.evaluation.cases import certificate, masked, measures
 from tests.evaluation.model import GRID, SIDE, Colours
 

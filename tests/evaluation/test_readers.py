@@ -15,8 +15,8 @@ from PIL import Image
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.layouts import find_data
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID
 from fvit.evaluation.readers.outlines import filled_polygon, filled_runs, runs_of_text
+from fvit.runtime.masks import BACKGROUND, OBJECT, VOID
 from tests.fuzz.trying import tried
 
 NAMES = ("cat", "dog", "n02084071")

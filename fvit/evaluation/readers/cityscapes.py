@@ -13,9 +13,8 @@ import numpy as np
 
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample, of_file
-from fvit.evaluation.masks import read_values
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.runtime.inputs import OnSkip, find_images
+from fvit.runtime.masks import BACKGROUND, OBJECT, VOID, Mask, read_values
 
 IMAGES, MASKS = "leftImg8bit", "gtFine"
 

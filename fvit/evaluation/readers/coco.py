@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample, of_file
-from fvit.evaluation.masks import check_shape
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.evaluation.readers.outlines import filled_polygon, filled_runs, runs_of_text
 from fvit.runtime.images import reason_of
 from fvit.runtime.inputs import open_plain
+from fvit.runtime.masks import BACKGROUND, OBJECT, VOID, Mask, check_shape
 
 ANNOTATIONS = "annotations"
 PREFIX = "instances_"

@@ -7,9 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from fvit.evaluation.data import Data, Sample, of_file
-from fvit.evaluation.masks import masks_of, read_mask
 from fvit.evaluation.readers.folders import labels_in_folders
 from fvit.runtime.inputs import OnSkip, find_images
+from fvit.runtime.masks import masks_of, read_mask
 
 IMAGES, MASKS = "images", "masks"
 

@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample
-from fvit.evaluation.masks import check_shape
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, Mask
 from fvit.extras import require
 from fvit.runtime.images import MAX_PIXELS, reason_of
+from fvit.runtime.masks import BACKGROUND, OBJECT, Mask, check_shape
 
 Found = TypeVar("Found")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample, of_file
-from fvit.evaluation.masks import read_mask
 from fvit.runtime.images import reason_of
 from fvit.runtime.inputs import open_plain
 from fvit.runtime.labels import labels_of
+from fvit.runtime.masks import read_mask
 
 
 def csv_list(source: Path, *, names: Sequence[str]) -> Data:

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fvit.errors import FvitError
-from fvit.evaluation.masks import fitted, read_mask, read_values
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID
 from fvit.runtime.images import read_image
+from fvit.runtime.masks import BACKGROUND, OBJECT, VOID, fitted, read_mask, read_values
 
 
 def saved(tmp_path: Path, values: NDArray[np.uint8] | list[list[int]], mode: str = "L") -> Path:

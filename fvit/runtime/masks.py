@@ -11,10 +11,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fvit.errors import FvitError
-from fvit.evaluation.data import stem_of
-from fvit.evaluation.metrics import BACKGROUND, OBJECT, VOID, Mask
 from fvit.runtime.images import reason_of
 from fvit.runtime.inputs import open_plain
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+Mask = NDArray[np.int8]
+
+OBJECT, BACKGROUND, VOID = 1, 0, -1
+"""What a mask says of a pixel; what is void counts neither for nor against."""
 
 FORMATS = {"PNG": (".png",), "BMP": (".bmp",), "TIFF": (".tif", ".tiff"), "GIF": (".gif",), "PPM": (".pgm",)}
 """Of what is read, as Pillow names it, and what such files are called: a JPEG's values are not those that
@@ -60,8 +65,10 @@ def read_mask(file: str | Path, shape: tuple[int, int]) -> Mask:
 def masks_of(files: Sequence[str], *, images: Path, masks: Path) -> list[Path]:
     """The mask of each image file in the folder `images`: in the folder `masks` under the same name but for
     the suffix. Raises FvitError where an image has none."""
-    there = {stem_of(file): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES}
-    wanted = [masks / stem_of(Path(file).relative_to(images)) for file in files]
+    there = {
+        file.with_suffix(""): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES
+    }
+    wanted = [masks / Path(file).relative_to(images).with_suffix("") for file in files]
     for file, stem in zip(files, wanted, strict=True):
         if stem not in there:
             raise FvitError(f"{file} has no mask: make it {stem}.png, or leave the image out")
@@ -85,3 +92,19 @@ def fitted(mask: Mask, size: tuple[int, int]) -> Mask:
     shifted = Image.fromarray((mask - VOID).astype(np.uint8))
     placed = ImageOps.fit(shifted, size[::-1], Image.Resampling.NEAREST)
     return np.asarray(placed).astype(np.int8) + np.int8(VOID)
+
+
+def tokens_of_pixels(size: tuple[int, int], grid: tuple[int, int]) -> Integers:
+    """[H,W]: the token that the centre of each pixel lies in, counted along the rows of the grid."""
+    (height, width), (rows, columns) = size, grid
+    down = (np.arange(height) * 2 + 1) * rows // (2 * height)
+    across = (np.arange(width) * 2 + 1) * columns // (2 * width)
+    return down[:, None] * columns + across
+
+
+def covered(region: NDArray[np.bool_], grid: tuple[int, int]) -> Floats:
+    """[N]: the share of each token's pixels that lie in a region [H,W]."""
+    tokens = tokens_of_pixels((region.shape[0], region.shape[1]), grid).ravel()
+    count = grid[0] * grid[1]
+    pixels = np.bincount(tokens, minlength=count)
+    return np.bincount(tokens, weights=region.ravel(), minlength=count) / np.maximum(pixels, 1)
