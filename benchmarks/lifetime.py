@@ -3,7 +3,8 @@
     python -m benchmarks.lifetime BUNDLE [--cycles 200]
 
 A cycle makes a small certificate and leaves a refinement after its first one. Counted after each: threads,
-open files and resident memory, which goes up and down with the allocator, so that its trend is told.
+open files, what is allocated and not freed, and resident memory, which goes up and down with what the
+allocator keeps for later. Of both the trend is told.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import typer
 
 import fvit
 from benchmarks.keeping import publish
-from benchmarks.machine import machine, resident_megabytes
+from benchmarks.machine import allocated_megabytes, machine, resident_megabytes
 
 SETTLED = 20
 """Cycles before anything is compared: libraries load and fill what they keep for good."""
@@ -34,7 +35,8 @@ def lives(bundle: Path, *, cycles: int) -> Iterator[dict[str, float]]:
         yield {
             "threads": threading.active_count(),
             "files": sum(1 for _ in Path("/proc/self/fd").iterdir()),
-            "megabytes": resident_megabytes(),
+            "allocated": allocated_megabytes(),
+            "resident": resident_megabytes(),
         }
 
 
@@ -45,9 +47,10 @@ def markdown(result: dict[str, Any]) -> str:
     return (
         f"{result['cycles']} cycles of load, use and close, {result['precision']}; after the first {SETTLED}:"
         "\n\n"
-        "| threads | open files | resident memory, MB | trend, MB in 100 cycles |\n|---|---|---|---|\n"
-        f"| {span('threads')} | {span('files')} | {span('megabytes')} | {result['trend']:+.1f} ± "
-        f"{result['error']:.1f} |\n"
+        "| threads | open files | allocated, MB | in 100 cycles | resident, MB | in 100 cycles |\n"
+        "|---|---|---|---|---|---|\n"
+        f"| {span('threads')} | {span('files')} | {span('allocated')} | {result['allocated trend']:+.2f} | "
+        f"{span('resident')} | {result['resident trend']:+.1f} |\n"
     )
 
 
@@ -58,15 +61,11 @@ def main(
     with fvit.load(bundle) as vit:
         precision = vit.bundle.manifest.precision
     found = list(lives(bundle, cycles=cycles))[SETTLED:]
-    (slope, _), covariance = np.polyfit(
-        np.arange(len(found)), [each["megabytes"] for each in found], 1, cov=True
-    )
-    result: dict[str, Any] = {
-        "machine": machine(), "precision": precision, "cycles": cycles,
-        "trend": 100 * float(slope), "error": 200 * float(covariance[0, 0]) ** 0.5,
-    }  # fmt: skip
-    for name in ("threads", "files", "megabytes"):
-        result[name] = [min(each[name] for each in found), max(each[name] for each in found)]
+    result: dict[str, Any] = {"machine": machine(), "precision": precision, "cycles": cycles}
+    for name in ("threads", "files", "allocated", "resident"):
+        values = [each[name] for each in found]
+        result[name] = [min(values), max(values)]
+        result[f"{name} trend"] = 100 * float(np.polyfit(np.arange(len(values)), values, 1)[0])
     publish("lifetime", result, markdown(result))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +49,26 @@ def peak_megabytes() -> float:
 def resident_megabytes() -> float:
     """Resident memory of this program now."""
     return _status("VmRSS")
+
+
+class _Mallinfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
+            "keepcost",
+        )
+    )  # fmt: skip
+
+
+def allocated_megabytes() -> float:
+    """What this program has allocated by malloc and not freed. Raises AttributeError without glibc 2.33."""
+    ask = ctypes.CDLL(None).mallinfo2
+    ask.restype = _Mallinfo
+    found = ask()
+    return float(found.uordblks + found.hblkhd) / 1e6
 
 
 def _status(name: str) -> float:
