@@ -78,8 +78,9 @@ def quantise(
     """Rewrite an fp32 graph in int8: weights per channel, activations per tensor, both symmetric, as
     pairs of QuantizeLinear and DequantizeLinear, the form that ONNX Runtime and TensorRT both read.
 
-    Convolutions and products with weights are quantised. Where that costs more than
-    LARGEST_INT8_ERROR, each is tried alone: its cost is the error of the outputs on the first
+    Convolutions and products with weights are quantised, but those that read a concatenation: one scale for
+    what comes from several layers is coarse, and OpenVINO 2026.4 computes them wrongly. Where that costs more
+    than LARGEST_INT8_ERROR, each is tried alone: its cost is the error of the outputs on the first
     calibration feeds when nothing else is quantised. Then as many of the costliest stay in float as
     bring the graph within the limit. on_layer is called with the number of layers tried and of all.
     Raises FvitError where half of the layers in float do not suffice.
@@ -91,6 +92,8 @@ def quantise(
     with tempfile.TemporaryDirectory(dir=graph.parent) as scratch:
         full = _quantise_all(graph, calibration, scratch=Path(scratch), external=external)
     layers = [node.name for node in _weighted(full)]
+    always = _behind_concatenations(full)
+    tried = [layer for layer in layers if layer not in always]
 
     def error(floats: set[str]) -> float:
         weights.unlink(missing_ok=True)  # onnx would append to it
@@ -98,16 +101,17 @@ def quantise(
         onnx.save(model, graph, save_as_external_data=external, location=weights.name)
         return _rms_error(open_engine(graph, device="cpu").run(probe), expected)
 
-    if (reached := error(set())) <= LARGEST_INT8_ERROR:
-        return Quantised(reached, floats=(), layers=len(layers))
+    if (reached := error(set(always))) <= LARGEST_INT8_ERROR:
+        return Quantised(reached, floats=tuple(always), layers=len(layers))
     costs = {}
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(tried):
         costs[layer] = error(set(layers) - {layer})
-        on_layer(number + 1, len(layers))
-    ranked = sorted(layers, key=lambda layer: -costs[layer])
-    for kept in range(1, -(-len(layers) // 2) + 1):
-        if (reached := error(set(ranked[:kept]))) <= LARGEST_INT8_ERROR:
-            return Quantised(reached, floats=tuple(ranked[:kept]), layers=len(layers))
+        on_layer(number + 1, len(tried))
+    ranked = sorted(tried, key=lambda layer: -costs[layer])
+    for kept in range(1, -(-len(layers) // 2) - len(always) + 1):
+        floats = (*ranked[:kept], *always)
+        if (reached := error(set(floats))) <= LARGEST_INT8_ERROR:
+            return Quantised(reached, floats=floats, layers=len(layers))
     raise FvitError(
         f"{graph.name} in int8 is off by {reached:.1%} even with half of its layers in float: "
         "calibrate on images like those to be certified, or export fp16"
@@ -175,6 +179,19 @@ def _weighted(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in weights:
             weights.add(node.output[0])
     return [node for node in model.graph.node if node.op_type in WEIGHTED and node.input[1] in weights]
+
+
+def _behind_concatenations(full: onnx.ModelProto) -> list[str]:
+    """The weighted nodes of a quantised graph whose input a Concat makes, quantised or not."""
+    producers = {name: node for node in full.graph.node for name in node.output}
+    found = []
+    for node in _weighted(full):
+        source = producers.get(node.input[0])
+        while source is not None and source.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            source = producers.get(source.input[0])
+        if source is not None and source.op_type == "Concat":
+            found.append(node.name)
+    return found
 
 
 def _in_float(full: onnx.ModelProto, floats: set[str], *, layers: set[str]) -> onnx.ModelProto:

@@ -36,6 +36,10 @@ ON_CPU = ("openvino", "cpu")
 
 Batch = int | Literal["auto"]
 
+FAR, PROBED = 0.1, 16
+"""How far results of two engines may differ before "auto" passes the faster one over, on so many copies: a
+back end of int8 that is wrong costs certificates half of their radius, and nobody an error."""
+
 ON_CORE = 4
 """Copies that a CPU core takes at once unless told: a short request then waits for few others, and what
 Python does for a batch is still small beside it."""
@@ -127,13 +131,32 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
 
     def faster() -> str:
         places = {device: _on_cpu(bundle, device=device, cores=cores) for device in ON_CPU}
+        if (apart := _apart(bundle, places["openvino"].pipeline, places["cpu"].pipeline)) > FAR:
+            return f"openvino: its results are {apart:.0%} off those of ONNX Runtime"
         return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
 
     versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
     key = f"{bundle.digest} {platform.processor() or platform.machine()} {cores} cores {versions}"
     otherwise = "give --device cpu or openvino"
     found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
+    if found not in ON_CPU:
+        return "cpu", found
     return found, f"{next(each for each in ON_CPU if each != found)}: slower than {found} here"
+
+
+def _apart(bundle: Bundle, one: DenoisedClassifier, other: DenoisedClassifier) -> float:
+    """How far what two engines make of the same noisy copies differs at the most, in any output: the root
+    mean square of the difference, relative to the second one's spread."""
+    draw, (rows, columns) = np.random.default_rng(0), bundle.manifest.image_size
+    patches = draw.random((PROBED, 3, 8, 8))
+    images = patches.repeat(-(-rows // 8), axis=2).repeat(-(-columns // 8), axis=3)[:, :, :rows, :columns]
+    sigma = np.full(PROBED, np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]), np.float32)
+    noise = sigma[:, None, None, None] * draw.standard_normal(images.shape)
+    noisy = (images + noise).astype(np.float32)
+    denoised = [pipeline.denoise(noisy, sigma=sigma) for pipeline in (one, other)]
+    outputs = [pipeline.classify(denoised[1]) for pipeline in (one, other)]
+    pairs = [denoised, *zip(*outputs, strict=True)]
+    return max(float(np.sqrt(np.mean((a - b) ** 2)) / (b.std() + 1e-12)) for a, b in pairs)
 
 
 def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:

@@ -15,6 +15,7 @@ from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, halve, quantise
+from fvit.runtime.loading import ON_CPU
 from fvit.runtime.noise import noisy_copies
 
 
@@ -133,6 +134,28 @@ def test_the_layer_that_int8_hurts_stays_in_float(tmp_path: Path) -> None:
     assert result.error <= 0.05
 
 
+class Joined(nn.Module):
+    """A layer that reads what two others made, side by side, as the shortcuts of a UNet do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.both = (nn.Conv2d(inputs, 8, 1) for inputs in (3, 3, 16))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        joined: torch.Tensor = self.both(torch.cat([self.one(x), self.other(x)], dim=1))
+        return joined
+
+
+def test_a_layer_that_reads_a_concatenation_stays_in_float(tmp_path: Path) -> None:
+    """OpenVINO 2026.4 computes it wrongly in int8: of the embedded denoiser's images half was error."""
+    graph, x = tmp_path / "g.onnx", torch.randn(8, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    export_graph(Joined().eval(), {"x": x}, outputs=("y",), graph=graph)
+    result = quantise(graph, [{"x": x.numpy()}])
+    (last,) = [node for node in onnx.load(graph).graph.node if node.name in result.floats]
+    assert (last.input[0], result.layers, _integer_weights(graph)) == ("cat", 3, 2)
+
+
 class Shared(nn.Module):
     """Two products with the same weights."""
 
@@ -181,12 +204,21 @@ def test_int8_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.
         quantise(tmp_path / "g.onnx", feeds)
 
 
-def test_int8_demo_agrees_with_fp32(vit: fvit.FaithfulViT, tmp_path: Path) -> None:
-    """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
+@pytest.fixture(scope="module")
+def int8_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from fvit.export.bundles import export_demo
 
-    export_demo(tmp_path / "int8", precision="int8")
-    low = fvit.load(tmp_path / "int8")
+    folder = tmp_path_factory.mktemp("demo") / "int8"
+    export_demo(folder, precision="int8")
+    return folder
+
+
+@pytest.mark.parametrize("device", ON_CPU)
+def test_int8_demo_agrees_with_fp32(device: str, vit: fvit.FaithfulViT, int8_demo: Path) -> None:
+    """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    low = fvit.load(int8_demo, device=device)
     assert low.bundle.manifest.precision == "int8"
     pictures = [vit.read(image).pixels for image in compositions(100, seed=31, split="held-out").images]
     copies = np.concatenate(
@@ -201,7 +233,7 @@ def test_int8_demo_agrees_with_fp32(vit: fvit.FaithfulViT, tmp_path: Path) -> No
         len(set(top_tokens(a, 10)) & set(top_tokens(b, 10))) / 10
         for a, b in zip(attribution, low_attribution, strict=True)
     ]
-    assert np.mean(kept) >= 0.9
+    assert np.mean(kept) >= 0.95
 
 
 def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import fvit
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime import batching, loading
+from fvit.runtime.host import DenoisedClassifier, Floats
 
 
 def test_a_device_that_cannot_be_used_is_one_clear_line(demo_bundle: Path) -> None:
@@ -55,6 +57,23 @@ def test_auto_takes_the_faster_engine_of_the_cpu_measured_once(
             assert vit.engine["name"] == names[faster]
             assert vit.passed_over[-1].endswith(f"slower than {faster} here")
     assert sorted(measured) == ["onnxruntime", "openvino"]
+
+
+def test_auto_passes_over_an_engine_whose_results_are_far_off(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    denoise = DenoisedClassifier.denoise
+
+    def wrong(pipeline: DenoisedClassifier, noisy: Floats, *, sigma: Floats) -> Floats:
+        images = denoise(pipeline, noisy, sigma=sigma)
+        return 1 - images if pipeline.engine == "openvino" else images
+
+    monkeypatch.setattr(DenoisedClassifier, "denoise", wrong)
+    with fvit.load(demo_bundle, device="auto") as vit:
+        assert vit.engine["device"] == "cpu"
+        assert re.fullmatch(r"openvino: its results are \d+% off those of ONNX Runtime", vit.passed_over[-1])
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0", ""])
