@@ -10,6 +10,7 @@ from torch import nn
 import fvit
 from fvit.certificates.claims import top_tokens
 from fvit.demo.data import compositions
+from fvit.engines import onnxruntime
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
@@ -202,6 +203,24 @@ def test_int8_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("fvit.export.precision.LARGEST_INT8_ERROR", 1e-6)
     with pytest.raises(FvitError, match=r"off by .* half of its layers in float"):
         quantise(tmp_path / "g.onnx", feeds)
+
+
+def test_products_of_int8_do_not_overflow_and_are_the_same_on_every_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest values that int8 has, of one sign: any two products of them are too many for 16 bits where
+    one factor is without a sign."""
+    layer = nn.Linear(64, 8, bias=False)
+    nn.init.ones_(layer.weight)
+    graph, x = tmp_path / "g.onnx", torch.ones(8, 64)
+    export_graph(layer.eval(), {"x": x}, outputs=("y",), graph=graph)
+    quantise(graph, [{"x": x.numpy()}])
+    found = open_engine(graph, device="cpu").run({"x": x.numpy()})["y"]
+    assert np.abs(found - 64).max() <= 0.01 * 64
+    described = tmp_path / "cpuinfo"
+    described.write_text("flags : fma avx avx2\n")
+    monkeypatch.setattr(onnxruntime, "CPU", described)
+    assert np.array_equal(open_engine(graph, device="cpu").run({"x": x.numpy()})["y"], found)
 
 
 @pytest.fixture(scope="module")
