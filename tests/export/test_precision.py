@@ -237,6 +237,8 @@ def test_int8_demo_agrees_with_fp32(device: str, vit: fvit.FaithfulViT, int8_dem
     """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
     if device == "openvino":
         pytest.importorskip("openvino")
+        if "vnni" not in onnxruntime.CPU.read_text():
+            pytest.skip("OpenVINO may let products of int8 overflow on this processor")
     low = fvit.load(int8_demo, device=device)
     assert low.bundle.manifest.precision == "int8"
     pictures = [vit.read(image).pixels for image in compositions(100, seed=31, split="held-out").images]
