@@ -8,7 +8,7 @@ import fvit
 from benchmarks.attack import Effort, adversary_of, attack
 from fvit.export.attacking import Adversary
 
-EFFORT = Effort(steps=4, copies=8, directions=2, judged=48)
+EFFORT = Effort(steps=4, copies=8, directions=2, judged=96)
 
 
 @pytest.fixture(autouse=True)
@@ -25,12 +25,12 @@ def test_no_adversary_breaks_a_claim_inside_its_radius(
     vit: fvit.FaithfulViT, adversary: Adversary, samples: list[Path]
 ) -> None:
     attacked = 0
-    for seed, sample in enumerate(samples[:2]):
+    for seed, sample in enumerate(samples[:3]):
         certificate = vit.certify(sample, n=200, seed=seed)
         outcome = attack(vit, adversary, vit.read(sample), certificate, scale=0.999, effort=EFFORT, seed=seed)
         assert not any(outcome.values())
         attacked += len(outcome)
-    assert attacked >= 7  # class, set, a token in and one out, of two images
+    assert attacked >= 10  # class, set, a token in and one out, of three images
 
 
 def test_the_same_adversary_breaks_claims_far_outside(
