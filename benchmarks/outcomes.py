@@ -147,6 +147,10 @@ def main(
     begun = engine_of(folder)
     device = "auto" if begun is None else begun["device"]
     with fvit.load(opened, device=device) as vit, ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+        if begun not in (None, vit.engine):
+            raise FvitError(
+                f"{folder} was begun with {begun}, which is {vit.engine} here: give another --work"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / ENGINE, vit.engine)
         for goal in sorted({min(BLOCK, copies), copies}):

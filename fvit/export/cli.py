@@ -121,10 +121,7 @@ def model(
 
 
 ImagesOption = Annotated[
-    Path,
-    typer.Option(
-        help="Folder of images like those to be certified, searched with all folders in it.", file_okay=False
-    ),
+    Path, typer.Option(help="Folder of images like those to be certified, searched with all folders in it.")
 ]
 HoursOption = Annotated[float, typer.Option(help="How long to train, unless --steps are told.", min=1e-6)]
 TrainingStepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]

@@ -64,7 +64,9 @@ def read_mask(file: str | Path, shape: tuple[int, int]) -> Mask:
 
 def masks_of(files: Sequence[str], *, images: Path, masks: Path) -> list[Path]:
     """The mask of each image file in the folder `images`: in the folder `masks` under the same name but for
-    the suffix. Raises FvitError where an image has none."""
+    the suffix. Raises FvitError where an image has none, or `images` is no folder."""
+    if not images.is_dir():
+        raise FvitError(f"{images} is no folder, in which masks would have the names of its images: give one")
     there = {
         file.with_suffix(""): file for file in sorted(masks.rglob("*")) if file.suffix.lower() in SUFFIXES
     }

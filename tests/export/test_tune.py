@@ -137,6 +137,11 @@ def test_the_share_on_the_object_is_that_of_tokens_that_its_mask_touches(
         open_bundle(demo_bundle), [str(folder / "3.png")], images=folder, asked=TunedAsked(masks=tmp_path)
     )
     assert held_out.on_object([[0, 1, 2, 8]]) == 0.25
+    with pytest.raises(FvitError, match=r"\* is no folder"):
+        HeldOut.of(
+            open_bundle(demo_bundle), [str(folder / "3.png")], images=folder / "*",
+            asked=TunedAsked(masks=tmp_path),
+        )  # fmt: skip
     with pytest.raises(FvitError, match=r"4\.png has no mask"):
         HeldOut.of(
             open_bundle(demo_bundle), [str(folder / "4.png")], images=folder, asked=TunedAsked(masks=tmp_path)
