@@ -79,8 +79,8 @@ def quantise(
     pairs of QuantizeLinear and DequantizeLinear, the form that ONNX Runtime and TensorRT both read.
 
     Convolutions and products with weights are quantised, but those that read a concatenation: one scale for
-    what comes from several layers is coarse, and OpenVINO 2026.4 computes them wrongly. Where that costs more
-    than LARGEST_INT8_ERROR, each is tried alone: its cost is the error of the outputs on the first
+    what comes from several layers is coarse, and OpenVINO 2026.4 computes them wrongly. Where int8 costs more
+    than LARGEST_INT8_ERROR, each layer is tried alone: its cost is the error of the outputs on the first
     calibration feeds when nothing else is quantised. Then as many of the costliest stay in float as
     bring the graph within the limit. on_layer is called with the number of layers tried and of all.
     Raises FvitError where half of the layers in float do not suffice.

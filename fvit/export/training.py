@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from fvit.engines import processor
 from fvit.errors import FvitError
 from fvit.runtime.images import read_image, reason_of
 from fvit.runtime.inputs import find_images
@@ -83,8 +84,7 @@ def fastest_arithmetic() -> str:
     imitates what it lacks."""
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    processor = Path("/proc/cpuinfo")
-    return "bf16" if processor.exists() and "bf16" in processor.read_text() else "no"
+    return "bf16" if processor.has("bf16") else "no"
 
 
 @dataclass(frozen=True)

@@ -302,17 +302,8 @@ def _attacked(attacks: Sequence[Json]) -> Iterable[View]:
                     "one; inside it the smoothed model's certificate holds against every attack, and the "
                     "plain model has none. Intervals of 95 %.",
                     (
-                        "model",
-                        "attack on its",
-                        "budget",
-                        "ℓ₂ length, on average",
-                        "without attack",
-                        "from",
-                        "to",
-                        "attacked",
-                        "from",
-                        "to",
-                        "images",
+                        *("model", "attack on its", "budget", "ℓ₂ length, on average"),
+                        *("without attack", "from", "to", "attacked", *FIGURE[1:]),
                     ),
                     [
                         (

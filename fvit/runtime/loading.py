@@ -150,7 +150,7 @@ def _apart(bundle: Bundle, one: DenoisedClassifier, other: DenoisedClassifier) -
     draw, (rows, columns) = np.random.default_rng(0), bundle.manifest.image_size
     patches = draw.random((PROBED, 3, 8, 8))
     images = patches.repeat(-(-rows // 8), axis=2).repeat(-(-columns // 8), axis=3)[:, :, :rows, :columns]
-    sigma = np.full(PROBED, np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]), np.float32)
+    sigma = np.full(PROBED, _level(bundle), np.float32)
     noise = sigma[:, None, None, None] * draw.standard_normal(images.shape)
     noisy = (images + noise).astype(np.float32)
     denoised = [pipeline.denoise(noisy, sigma=sigma) for pipeline in (one, other)]
@@ -250,7 +250,7 @@ def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
 def _seconds(bundle: Bundle, place: Place, rows: int) -> float:
     """The time of one copy, with so many rows on each device."""
     size = bundle.manifest.image_size
-    sigma = float(np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]))
+    sigma = _level(bundle)
     picture = read_image(np.full((*size, 3), 128, np.uint8), size=size)
     counters = place.counters(rows)
     queue = Queue(counters)
@@ -266,6 +266,11 @@ def _seconds(bundle: Bundle, place: Place, rows: int) -> float:
     finally:
         queue.close()
     return taken
+
+
+def _level(bundle: Bundle) -> float:
+    """The σ that is measured at: 0.25, or the nearest that the denoiser knows."""
+    return float(np.clip(0.25, *bundle.manifest.schedule.sigmas[[0, -1]]))
 
 
 def _pipeline(bundle: Bundle, denoiser: Engine, classifier: Engine) -> DenoisedClassifier:

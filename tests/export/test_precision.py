@@ -10,7 +10,7 @@ from torch import nn
 import fvit
 from fvit.certificates.claims import top_tokens
 from fvit.demo.data import compositions
-from fvit.engines import onnxruntime
+from fvit.engines import processor
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
@@ -219,7 +219,7 @@ def test_products_of_int8_do_not_overflow_and_are_the_same_on_every_processor(
     assert np.abs(found - 64).max() <= 0.01 * 64
     described = tmp_path / "cpuinfo"
     described.write_text("flags : fma avx avx2\n")
-    monkeypatch.setattr(onnxruntime, "CPU", described)
+    monkeypatch.setattr(processor, "DESCRIBED", described)
     assert np.array_equal(open_engine(graph, device="cpu").run({"x": x.numpy()})["y"], found)
 
 
@@ -237,7 +237,7 @@ def test_int8_demo_agrees_with_fp32(device: str, vit: fvit.FaithfulViT, int8_dem
     """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
     if device == "openvino":
         pytest.importorskip("openvino")
-        if "vnni" not in onnxruntime.CPU.read_text():
+        if not processor.has("vnni"):
             pytest.skip("OpenVINO may let products of int8 overflow on this processor")
     low = fvit.load(int8_demo, device=device)
     assert low.bundle.manifest.precision == "int8"
