@@ -19,7 +19,10 @@ def resumed(
 ) -> list[dict[str, Any]]:
     """measure(i) for i below total, one line of `file` each; what the file holds is not measured again."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    done = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    if lines and not lines[-1].endswith(b"\n"):  # cut by a kill
+        file.write_bytes(b"".join(lines := lines[:-1]))
+    done = [json.loads(line) for line in lines]
     with file.open("a") as journal:
         for i in track(range(len(done), total), words):
             done.append(measure(i))

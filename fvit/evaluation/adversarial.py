@@ -32,6 +32,7 @@ from fvit.evaluation.measures import (
 )
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
+from fvit.runtime.loading import ON_CPU
 from fvit.runtime.pictures import written_whole
 from fvit.runtime.plain import classify_plain
 
@@ -205,7 +206,7 @@ def fresh(vit: FaithfulViT, pixels: Pixels, certificate: Certificate, *, copies:
         noisy = np.rint(255 * (exact + sigma * noise)).astype(np.float32) / np.float32(255)
         return vit.pipeline(noisy, sigma=np.full(len(noisy), sigma, np.float32))
 
-    cores = len(os.sched_getaffinity(0)) if vit.engine["device"] == "cpu" else 1
+    cores = len(os.sched_getaffinity(0)) if vit.engine["device"] in ON_CPU else 1
     with ThreadPoolExecutor(cores, thread_name_prefix="fvit-fresh") as workers:
         for logits, attribution in workers.map(some, range(0, copies, AT_ONCE)):
             tally.add(logits, attribution)

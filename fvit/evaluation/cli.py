@@ -21,7 +21,7 @@ from fvit.extras import require_export
 from fvit.runtime.faithful import terms_of
 from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.journal import Journal
-from fvit.runtime.loading import load
+from fvit.runtime.loading import ON_CPU, load
 from fvit.runtime.run import Told
 
 app = typer.Typer(add_completion=False)
@@ -33,7 +33,7 @@ ATTACK_STEPS = 10
 
 @app.command(no_args_is_help=True)
 def fvit_evaluate(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, made by fvit-export.")],
+    bundle: commands.BundleArgument,
     data: Annotated[
         Path,
         typer.Argument(
@@ -120,7 +120,7 @@ def fvit_evaluate(
             from fvit.export.attacking import Adversary
 
             # Gradients on a GPU where copies are computed on one too.
-            on_gpu = vit.engine["device"] != "cpu" and torch.cuda.is_available()
+            on_gpu = vit.engine["device"] not in ON_CPU and torch.cuda.is_available()
             adversary = Adversary.of(
                 vit.bundle, weights=classifier_weights, denoiser=denoiser, adm_flags=adm_flags,
                 null_class=null_class, steps=steps, copies=STEP_COPIES, device="cuda" if on_gpu else "cpu",

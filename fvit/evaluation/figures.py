@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -75,16 +75,28 @@ class Figures:
         images = int(self._images[places].min())
         if not images:
             return {"images": 0}
-        resampled = self._resampled[:, places].mean(axis=1)
-        edges = np.array([1 - LEVEL, 1 + LEVEL]) / 2
-        low, high = np.quantile(resampled[np.isfinite(resampled)], edges)
-        value = self._values[places].mean()
-        return {
-            "value": round(float(value), DIGITS),
-            "low": round(float(low), DIGITS),
-            "high": round(float(high), DIGITS),
-            "images": images,
-        }
+        return _figure(self._values[places].mean(), self._resampled[:, places].mean(axis=1), images)
+
+    def difference(self, keys: Sequence[Key], others: Sequence[Key]) -> Figure:
+        """How much larger the figure of some keys is than that of others, of the same images in pairs."""
+        places, against = ([self._places[key] for key in each] for each in (keys, others))
+        images = int(self._images[[*places, *against]].min())
+        if not images:
+            return {"images": 0}
+        value = self._values[places].mean() - self._values[against].mean()
+        resampled = self._resampled[:, places].mean(axis=1) - self._resampled[:, against].mean(axis=1)
+        return _figure(value, resampled, images)
+
+
+def _figure(value: float, resampled: NDArray[np.float64], images: int) -> Figure:
+    edges = np.array([1 - LEVEL, 1 + LEVEL]) / 2
+    low, high = np.quantile(resampled[np.isfinite(resampled)], edges)
+    return {
+        "value": round(float(value), DIGITS),
+        "low": round(float(low), DIGITS),
+        "high": round(float(high), DIGITS),
+        "images": images,
+    }
 
 
 def _weights(draw: np.random.Generator, images: int) -> NDArray[np.float64]:

@@ -114,12 +114,16 @@ def explained_class(manifest: Manifest, said: int) -> int:
 def certified_sets(certificate: Certificate) -> dict[Tokens, Chosen]:
     """Which tokens are removed to ask what the certified map is worth (docs/evaluation.md).
 
-    As many as are certified in, or out where those are fewer: the most firmly certified first, ties to the
-    lower index. The random ones are drawn from the certificate's seed. Sets without a token are left out.
+    As many as are certified in, or out where those are fewer: the most firmly certified first, ties at
+    random, because of the many tokens that no copy ever chose the first ones lie in the image's upper rows.
+    What is random is drawn from the certificate's seed. Sets without a token are left out.
     """
     radii = np.asarray(certificate.attention.map_radii)
-    inside, outside = (top_tokens(side * radii, int((side * radii > 0).sum())) for side in (1, -1))
-    any_order = np.random.default_rng(certificate.seed).permutation(len(radii))
+    draw = np.random.default_rng(certificate.seed)
+    any_order, among_ties = draw.permutation(len(radii)), draw.permutation(len(radii))
+    inside, outside = (
+        np.lexsort((among_ties, -side * radii))[: int((side * radii > 0).sum())] for side in (1, -1)
+    )
     equally = min(len(inside), len(outside))
     sets = (inside[:equally], outside[:equally], any_order[:equally], outside, any_order[: len(outside)])
     return {name: chosen for name, chosen in zip(TOKENS, sets, strict=True) if len(chosen)}

@@ -299,8 +299,8 @@ def _attacked(attacks: Sequence[Json]) -> Iterable[View]:
                     f"attacks-{what}",
                     "Every attack",
                     "ℓ₂ budgets are shares of the certified radius of what is attacked, of images that have "
-                    "one; inside it the smoothed model's certificate holds against every attack, and the "
-                    "plain model has none. Intervals of 95 %.",
+                    "one; inside it the smoothed model's certificate holds against every attack, with "
+                    "probability 1 − α over its noise, and the plain model has none. Intervals of 95 %.",
                     (
                         *("model", "attack on its", "budget", "ℓ₂ length, on average"),
                         *("without attack", "from", "to", "attacked", *FIGURE[1:]),

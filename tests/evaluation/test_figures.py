@@ -20,6 +20,17 @@ def test_the_mean_of_several_figures() -> None:
     assert found == {"value": 0.625, "low": 0.625, "high": 0.625, "images": 2}
 
 
+def test_a_difference_is_of_the_same_images_in_pairs() -> None:
+    """Each image has 0.1 more of one than of the other, whatever else they have: there is no width."""
+    numerators = np.random.default_rng(0).random((30, 1)) + np.array([[0.1, 0.0]])
+    figures = Figures([("a",), ("b",)], numerators, np.ones((30, 2)))
+    assert figures.of(("a",))["low"] < figures.of(("b",))["high"]
+    assert figures.difference([("a",)], [("b",)]) == {"value": 0.1, "low": 0.1, "high": 0.1, "images": 30}
+    assert Figures([("a",), ("b",)], numerators, np.zeros((30, 2))).difference([("a",)], [("b",)]) == {
+        "images": 0
+    }
+
+
 def test_nothing_is_said_of_no_image() -> None:
     assert Figures([("a",)], np.zeros((3, 1)), np.zeros((3, 1))).of(("a",)) == {"images": 0}
 
