@@ -26,7 +26,8 @@ def convert(graph: Path, target: Path, *, opset: int, batch: int) -> None:
     lie beside the graph are not read, so that they may be larger than 2 GB; they are copied to lie beside
     the target.
 
-    Written out are Gelu, which opset 20 introduced, and what TensorRT 8.6 takes from its plug-ins or not at
+    Written out are Gelu, which opset 20 introduced, Split, which onnx's converter cannot bring below 18, and
+    what TensorRT 8.6 takes from its plug-ins or not at
     all (onnx-tensorrt's importers): instance normalisation, parts of shapes. onnx's own converter does the
     rest. Raises FvitError where an operator has no older form.
     """
@@ -81,6 +82,7 @@ class _Rewriting:
             "Gelu": self._gelu,
             "InstanceNormalization": self._instance_normalization,
             "Shape": self._shape,
+            "Split": self._split,
         }
         for node in self._graph.node:
             written.get(node.op_type, self._keep)(node)
@@ -125,13 +127,28 @@ class _Rewriting:
             self._add(np.array([edge], np.int64), name)
         self._replace(node, "Slice", [self._make(node, "Shape", list(node.input), "whole"), *edges])
 
+    def _split(self, node: Any) -> None:
+        axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 0)
+        sides, parts = self._sides(node.input[0]), len(node.output)
+        if len(node.input) > 1 or sides is None or sides[axis] % parts:
+            self._keep(node)
+            return
+        bounds = np.arange(parts + 1) * (sides[axis] // parts)
+        for i, output in enumerate(node.output):
+            edges = [f"{output}/start", f"{output}/end", f"{output}/axis"]
+            for name, edge in zip(edges, (bounds[i], bounds[i + 1], axis), strict=True):
+                self._add(np.array([edge], np.int64), name)
+            self._replace(node, "Slice", [node.input[0], *edges], output)
+
     def _keep(self, node: Any) -> None:
         self._nodes.append(node)
 
-    def _replace(self, node: Any, op: str, inputs: list[str], **attributes: Any) -> None:
-        """Another operator in a node's place."""
-        make = self._onnx.helper.make_node
-        self._nodes.append(make(op, inputs, list(node.output), name=node.name, **attributes))
+    def _replace(
+        self, node: Any, op: str, inputs: list[str], output: str | None = None, **attributes: Any
+    ) -> None:
+        """Another operator in a node's place, for its only output or for this one of several."""
+        made, name = (list(node.output), node.name) if output is None else ([output], f"{output}/{op}")
+        self._nodes.append(self._onnx.helper.make_node(op, inputs, made, name=name, **attributes))
 
     def _make(self, node: Any, op: str, inputs: list[str], output: str) -> str:
         """An operator before what replaces a node; returns the name of its output."""

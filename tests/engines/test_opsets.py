@@ -25,25 +25,33 @@ def _same(
         assert np.abs(found[name] - value).max() <= 1e-5 * np.abs(value).max()
 
 
-def test_the_demos_graphs_compute_the_same_in_an_older_opset(demo_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair", ["demo_bundle", "teacher_bundle"])
+def test_the_demos_graphs_compute_the_same_in_an_older_opset(
+    pair: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    bundle: Path = request.getfixturevalue(pair)
     rng = np.random.default_rng(0)
     noisy = rng.normal(0.5, 0.3, (5, 3, 64, 64)).astype(np.float32)
     sigma = np.array([0.25, 0.12, 0.5, 1.0, 0.25], np.float32)
-    timestep = open_bundle(demo_bundle).manifest.schedule.timestep(sigma).astype(np.float32)
+    timestep = open_bundle(bundle).manifest.schedule.timestep(sigma).astype(np.float32)
     feeds = {"noisy": noisy, "sigma": sigma, "timestep": timestep}
-    convert(demo_bundle / DENOISER, tmp_path / "denoiser.onnx", opset=OPSET, batch=5)
-    _same(demo_bundle / DENOISER, tmp_path / "denoiser.onnx", feeds)
-    convert(demo_bundle / CLASSIFIER, tmp_path / "classifier.onnx", opset=OPSET, batch=5)
-    _same(demo_bundle / CLASSIFIER, tmp_path / "classifier.onnx", {"images": noisy.clip(0, 1)})
+    convert(bundle / DENOISER, tmp_path / "denoiser.onnx", opset=OPSET, batch=5)
+    _same(bundle / DENOISER, tmp_path / "denoiser.onnx", feeds)
+    convert(bundle / CLASSIFIER, tmp_path / "classifier.onnx", opset=OPSET, batch=5)
+    _same(bundle / CLASSIFIER, tmp_path / "classifier.onnx", {"images": noisy.clip(0, 1)})
 
 
-@pytest.mark.parametrize("name", ["denoiser", "classifier"])
+@pytest.mark.parametrize(
+    ("pair", "name"),
+    [("demo_bundle", "denoiser"), ("teacher_bundle", "denoiser"), ("teacher_bundle", "classifier")],
+)
 def test_what_tensorrt_8_6_lacks_or_misreads_is_written_out(
-    name: str, demo_bundle: Path, tmp_path: Path
+    pair: str, name: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """Its parser knows no Gelu, gives instance normalisation to a plug-in (which needs cuDNN), takes the
     whole shape for a part of it, and functions of one scalar are not for every 8.x."""
-    convert(demo_bundle / f"{name}.onnx", tmp_path / "old.onnx", opset=OPSET, batch=7)
+    bundle: Path = request.getfixturevalue(pair)
+    convert(bundle / f"{name}.onnx", tmp_path / "old.onnx", opset=OPSET, batch=7)
     graph = onnx.shape_inference.infer_shapes(onnx.load(tmp_path / "old.onnx"), data_prop=True).graph
     values = (*graph.value_info, *graph.input, *graph.output)
     shapes = {v.name: [side.dim_value for side in v.type.tensor_type.shape.dim] for v in values}
