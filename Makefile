@@ -11,8 +11,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/fvit-report demo-out
 
 serve: $(INSTALLED)
-	test -d demo-bundle || $(VENV)/bin/fvit-export demo demo-bundle
-	$(VENV)/bin/fvit-serve demo-bundle
+	$(VENV)/bin/fvit-serve demo
 
 test: $(INSTALLED) browser triton
 	$(VENV)/bin/ruff check

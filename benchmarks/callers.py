@@ -7,12 +7,11 @@ import json
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import fvit
+from fvit import demo
 
-SAMPLES = sorted((Path(fvit.__file__).parent / "demo" / "samples").glob("*.png"))
+SAMPLES = sorted(demo.SAMPLES.glob("*.png"))
 
 
 class Connection:

@@ -341,7 +341,7 @@ def plot(result: dict[str, Any], file: Path) -> None:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The bundle that benchmarks/outcomes.py ran.")],
+    bundle: Annotated[str, typer.Argument(help="The bundle that benchmarks/outcomes.py ran.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
     work: Annotated[Path, typer.Option(help="Its work folder.")] = WORK,
 ) -> None:

@@ -43,7 +43,7 @@ class NoDenoiser(DenoisedClassifier):
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions to certify.")] = 200,
     n: Annotated[int, typer.Option(help="Copies of each image.")] = 1000,
     sigma: Annotated[list[float] | None, typer.Option(help="Noise levels.")] = None,

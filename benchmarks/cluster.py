@@ -87,7 +87,7 @@ def rate(
     return (len(done) - 2 * SETTLED) / (done[-SETTLED - 1] - done[SETTLED - 1])
 
 
-def rates(bundle: Path, *, images: int, n: int, rounds: int) -> dict[str, list[float]]:
+def rates(bundle: str, *, images: int, n: int, rounds: int) -> dict[str, list[float]]:
     """Images/s in each round, by where they were certified."""
     with fvit.load(bundle) as vit:
         terms = vit.terms(n=n, alpha=0.1, seed=0)
@@ -125,9 +125,9 @@ def hold(count: int) -> None:
             os.sched_setaffinity(int(thread.name), {core})
 
 
-def memory(bundle: Path, folder: Path, out: Path, *words: str) -> dict[str, Any]:
+def memory(bundle: str, folder: Path, out: Path, *words: str) -> dict[str, Any]:
     """Resident megabytes of a command after LOOKS records, and its images/s between the first and last."""
-    command = [sys.executable, "-c", "from fvit.commands import certify; certify()", str(bundle), str(folder)]
+    command = [sys.executable, "-c", "from fvit.commands import certify; certify()", bundle, str(folder)]
     command += ["--n", "24", "--alpha", "0.3", "--seed", "0", "--no-pictures", "--out", str(out), *words]
     journal, found, times = out / "certificates.jsonl", {}, {}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -246,7 +246,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Of each measurement of a rate.")] = 40,
     n: Annotated[int, typer.Option(help="Copies of each.")] = 100,
     rounds: Annotated[int, typer.Option(help="Of all rates in turn.")] = 3,
@@ -267,8 +267,8 @@ def main(
             Image.fromarray(pixels).save(place / "images" / f"{number:06}.png")
         small = write_stand_in(place / "bundle")
         result["memory"] = {
-            "in process": memory(small, place / "images", place / "here"),
-            "--ray": memory(small, place / "images", place / "there", "--ray", "local", "--cores", "1"),
+            "in process": memory(str(small), place / "images", place / "here"),
+            "--ray": memory(str(small), place / "images", place / "there", "--ray", "local", "--cores", "1"),
         }
     result["imagenet"] = reckoned(efficiency=result["growth"] / 2)
     publish("cluster", result, markdown(result))

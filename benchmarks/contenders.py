@@ -27,8 +27,8 @@ from fvit.export.preconditioning import VariancePreserving
 
 SIGMA = 0.25
 MODELS = {
-    "demo": "the embedded model",
-    "vit-b": "ViT-B/16 at 224 pixels (random weights) behind the embedded 64-pixel denoiser",
+    "demo": "the embedded teacher and original classifier",
+    "vit-b": "ViT-B/16 at 224 pixels (random weights) behind the embedded 64-pixel teacher",
     "vit-b-adm": "ViT-B/16 behind the papers' 256x256 ADM denoiser, both at 224 pixels, random weights",
 }
 

@@ -9,7 +9,6 @@ fixed n again, in one run. Only copies that a record rests on are counted.
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -71,7 +70,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
     device: Annotated[str, typer.Option(help="As fvit.load takes it.")] = "cpu",
 ) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,14 +25,14 @@ from fvit.runtime.loading import ON_CPU
 N = 400
 
 
-def compare(bundle: Path, *, rounds: int) -> dict[str, Any]:
+def compare(bundle: str, *, rounds: int) -> dict[str, Any]:
     image = compositions(1, seed=85, split="held-out").images[0]
     rates: dict[str, list[float]] = {device: [] for device in ON_CPU}
     with ExitStack() as opened:
         vits = {device: opened.enter_context(fvit.load(bundle, device=device)) for device in ON_CPU}
         for vit in vits.values():
             vit.certify(image, n=N // 4, alpha=0.1)
-        for turn in track(range(rounds), bundle.name):
+        for turn in track(range(rounds), bundle):
             for device in ON_CPU if turn % 2 else reversed(ON_CPU):
                 start = time.perf_counter()
                 vits[device].certify(image, n=N, seed=turn)
@@ -68,7 +67,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundles: Annotated[list[Path], typer.Argument(help="Bundles of the demo.")],
+    bundles: Annotated[list[str], typer.Argument(help="Bundles of the demo.")],
     rounds: Annotated[int, typer.Option(help="Certificates of each engine.")] = 7,
 ) -> None:
     rows = [compare(bundle, rounds=rounds) for bundle in bundles]

@@ -31,7 +31,7 @@ from rich.progress import track
 
 from benchmarks.keeping import publish
 from benchmarks.machine import machine
-from fvit.demo import models
+from fvit.demo import SAMPLES, models
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.classifiers import ExplainedClassifier
@@ -130,7 +130,7 @@ def as_published() -> Iterator[None]:
 
 
 def main(rounds: Annotated[int, typer.Option(help="Turns of every graph.")] = 7) -> None:
-    samples = [Image.open(file).convert("RGB") for file in sorted(models.SAMPLES.glob("*.png"))]
+    samples = [Image.open(file).convert("RGB") for file in sorted(SAMPLES.glob("*.png"))]
     pixels = np.stack([np.asarray(sample, np.float32) for sample in samples]).transpose(0, 3, 1, 2) / 255
     images = torch.from_numpy(np.ascontiguousarray(pixels))
     with tempfile.TemporaryDirectory() as name:

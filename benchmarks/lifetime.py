@@ -25,7 +25,7 @@ SETTLED = 20
 """Cycles before anything is compared: libraries load and fill what they keep for good."""
 
 
-def lives(bundle: Path, *, cycles: int) -> Iterator[dict[str, float]]:
+def lives(bundle: str | Path, *, cycles: int) -> Iterator[dict[str, float]]:
     """What there is after each cycle."""
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     for _ in range(cycles):
@@ -55,7 +55,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     cycles: Annotated[int, typer.Option(help="Of load, use and close.")] = 200,
 ) -> None:
     with fvit.load(bundle) as vit:

@@ -19,7 +19,6 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,20 +68,15 @@ def theirs(chosen_from: Integers, tested: Integers, *, n0: int, n: int, tau: flo
 
 
 def exported(folder: Path) -> list[Path]:
-    """A bundle of the embedded model for each explanation, in int8."""
-    from fvit.demo import models
-    from fvit.demo.data import LABELS
-    from fvit.export.bundles import export_bundle
-    from fvit.export.denoisers import load_diffusers
+    """A bundle of the embedded student and the original classifier for each explanation, in int8: the tuned
+    one was tuned for `attention` alone."""
+    from fvit.export.bundles import export_demo
     from fvit.export.explanations import EXPLANATIONS
 
     for name in EXPLANATIONS:
         if not (folder / name).exists():
-            export_bundle(
-                folder / name, classifier=models.load_classifier(), classifier_name="fvit-demo-vit",
-                labels=LABELS, denoiser=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet",
-                explanation=name, precision="int8", on_progress=partial(print, name),
-            )  # fmt: skip
+            print(f"exporting {name}")
+            export_demo(folder / name, classifier="original", explanation=name, precision="int8")
     return [folder / name for name in EXPLANATIONS]
 
 

@@ -136,7 +136,7 @@ def engine_of(folder: Path) -> dict[str, str] | None:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
     copies: Annotated[int, typer.Option(help="Of each image.")] = MOST,
     work: Annotated[Path, typer.Option(help="Folder for finished blocks.")] = WORK,

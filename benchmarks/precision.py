@@ -8,7 +8,6 @@ n = 200 copies an image for certificates.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -55,7 +54,7 @@ def certified(vit: fvit.FaithfulViT, data: Compositions, *, images: int) -> dict
 
 
 def main(
-    bundles: Annotated[list[Path], typer.Argument(help="The fp32 demo bundle, then others of the demo.")],
+    bundles: Annotated[list[str], typer.Argument(help="The fp32 demo bundle, then others of the demo.")],
     copies: Annotated[int, typer.Option(help="Images of which one copy is compared.")] = 1000,
     images: Annotated[int, typer.Option(help="Images that are certified.")] = 200,
 ) -> None:

@@ -24,9 +24,9 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-import fvit
 from benchmarks.keeping import publish
 from benchmarks.machine import machine, peak_megabytes
+from fvit import demo
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
@@ -124,7 +124,7 @@ def _plain(attribution: NDArray[np.float64]) -> bytes:
 def _strips() -> list[bytes]:
     """Of the embedded samples; what is denoised is the image itself."""
     found = []
-    for number, file in enumerate(sorted((Path(fvit.__file__).parent / "demo" / "samples").glob("*.png"))):
+    for number, file in enumerate(sorted(demo.SAMPLES.glob("*.png"))):
         image = Image.open(file).convert("RGB").resize((SIZE, SIZE), Image.Resampling.BICUBIC)
         noise = SIGMA * np.random.default_rng(number).normal(size=(SIZE, SIZE, 3))
         noisy = np.clip(np.asarray(image) / 255 + noise, 0, 1)

@@ -38,7 +38,7 @@ USUAL = {"copies": 100, "images": 1, "image size": 64, "batch": ON_CORE}
 BATCHED = {"copies": 1024}  # several whole batches of the largest
 
 
-def child(bundle: Path, *, copies: int, images: int, batch: int) -> dict[str, float]:
+def child(bundle: str, *, copies: int, images: int, batch: int) -> dict[str, float]:
     """Certify random images; seconds of the certification alone, peak memory of the process."""
     with fvit.load(bundle, batch=batch) as vit:
         rng = np.random.default_rng(0)
@@ -52,16 +52,15 @@ def child(bundle: Path, *, copies: int, images: int, batch: int) -> dict[str, fl
 
 
 def at_size(side: int, folder: Path) -> Path:
-    """The embedded model behind its denoiser at another image size."""
+    """The embedded model with its denoiser at another image size."""
     from fvit.demo import models
     from fvit.demo.data import LABELS
     from fvit.export.bundles import export_bundle
-    from fvit.export.denoisers import load_diffusers
 
     target = folder / f"size-{side}"
     export_bundle(
-        target, classifier=models.load_classifier(), classifier_name="fvit-demo-vit", labels=LABELS,
-        denoiser=load_diffusers(models.DENOISER), denoiser_name="fvit-demo-unet", image_size=side,
+        target, classifier=models.load_classifier(models.TUNED), classifier_name="tuned", labels=LABELS,
+        denoiser=models.load_denoiser(models.DENOISERS["student"]), denoiser_name="student", image_size=side,
     )  # fmt: skip
     return target
 
@@ -109,7 +108,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     point: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
     if point is not None:

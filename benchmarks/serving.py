@@ -90,7 +90,7 @@ async def cases(ask: Ask, clients: list[int], *, seconds: float) -> dict[str, An
     return found
 
 
-def in_process(bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any]:
+def in_process(bundle: str, clients: list[int], *, seconds: float) -> dict[str, Any]:
     """The queue, called from coroutines."""
 
     async def run(vit: fvit.FaithfulViT) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def in_process(bundle: Path, clients: list[int], *, seconds: float) -> dict[str,
         return asyncio.run(run(vit))
 
 
-def served(bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any]:
+def served(bundle: str, clients: list[int], *, seconds: float) -> dict[str, Any]:
     """fvit-serve."""
 
     async def run(port: int) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def served(bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any
                 break
         return found | {"first_ms": 1e3 * float(np.median(firsts))}
 
-    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", bundle, "--port", "0"]
     process, port = started(command)
     assert process.stdout is not None
     threading.Thread(target=process.stdout.read, daemon=True).start()  # its log
@@ -148,7 +148,7 @@ def served(bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any
         process.wait()
 
 
-def by_litserve(python: Path, bundle: Path, clients: list[int], *, seconds: float) -> dict[str, Any]:
+def by_litserve(python: Path, bundle: str, clients: list[int], *, seconds: float) -> dict[str, Any]:
     """LitServe."""
 
     async def run(port: int) -> dict[str, Any]:
@@ -213,7 +213,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     litserve: Annotated[Path | None, typer.Option(help="A Python with litserve and fvit.")] = None,
     clients: Annotated[list[int] | None, typer.Option(help="How many; may be repeated.")] = None,
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30.0,

@@ -150,7 +150,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     device: Annotated[str, typer.Option(help="As fvit.load takes it.")] = "cpu",
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30.0,
     json_file: Annotated[

@@ -186,7 +186,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     minutes: Annotated[float, typer.Option(max=120, help="Of load; checking takes as long again.")] = 20.0,
     callers: Annotated[int, typer.Option(max=256, help="At once.")] = 12,
 ) -> None:
@@ -197,7 +197,7 @@ def main(
         work = [caller(number, port, end, found) for number in range(callers)]
         await asyncio.gather(read(process, end, found), *work)
 
-    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", str(bundle), "--port", "0"]
+    command = [sys.executable, "-c", "from fvit.commands import serve; serve()", bundle, "--port", "0"]
     server, port = started(command)
     assert server.stdout is not None
     log = server.stdout

@@ -5,7 +5,7 @@
 Five ways side by side in one run: torch eager in fp32 (the research loop), torch.compile in fp32, torch
 under bf16 autocast, our fp32 and our int8 on ONNX Runtime. Rounds are interleaved (A B C A B C …), so that
 a slow minute of the machine meets all of them; rates are medians, ratios are taken inside each round.
-The embedded model, and ViT-B/16 at 224 pixels behind the embedded 64-pixel denoiser. --quick leaves
+The embedded teacher and original classifier, and ViT-B/16 at 224 pixels behind the teacher. --quick leaves
 torch.compile and ViT-B out.
 """
 

@@ -38,7 +38,7 @@ async def cases(ask: Ask, *, seconds: float) -> dict[str, Any]:
     }
 
 
-def in_process(bundle: Path, *, seconds: float) -> dict[str, Any]:
+def in_process(bundle: str, *, seconds: float) -> dict[str, Any]:
     """The queue, called from coroutines."""
 
     async def run(vit: fvit.FaithfulViT) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Caller:
             yield await self._asked.get()
 
 
-def by_triton(bundle: Path, *, decoupled: bool, seconds: float) -> dict[str, Any]:
+def by_triton(bundle: str, *, decoupled: bool, seconds: float) -> dict[str, Any]:
     """A tritonserver. decoupled: whether over streams, or by plain infer."""
     grpc = require("tritonclient.grpc.aio", extra="dev", purpose="this benchmark")
     from tests.triton.clients import inputs
@@ -140,7 +140,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="The demo bundle.")],
+    bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     seconds: Annotated[float, typer.Option(help="Of each measurement.")] = 30.0,
 ) -> None:
     with fvit.load(bundle) as vit:

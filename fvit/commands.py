@@ -35,6 +35,11 @@ VersionOption = Annotated[
 ]
 
 
+BundleArgument = Annotated[
+    str, typer.Argument(help="A bundle, made by fvit-export; demo is the embedded one, and ./demo a folder.")
+]
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM; typer would answer KeyboardInterrupt itself."""
 

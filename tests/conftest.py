@@ -1,4 +1,3 @@
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,21 +7,24 @@ import pytest
 from PIL import Image
 
 import fvit
-
-SAMPLES = Path(fvit.__file__).parent / "demo" / "samples"
+from fvit.demo import BUNDLE, SAMPLES
 
 
 @pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The embedded model, exported by the real path; where torch is not installed, a copy of the bundle that
-    FVIT_DEMO_BUNDLE names."""
+    """A copy of the embedded bundle; tests/demo/test_bundle.py compares it with a new export."""
     folder = tmp_path_factory.mktemp("bundle") / "demo"
-    if exported := os.environ.get("FVIT_DEMO_BUNDLE"):
-        shutil.copytree(exported, folder)
-        return folder
+    shutil.copytree(BUNDLE, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def teacher_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded teacher and the original classifier, exported."""
     from fvit.export.bundles import export_demo
 
-    export_demo(folder)
+    folder = tmp_path_factory.mktemp("bundle") / "teacher"
+    export_demo(folder, denoiser="teacher", classifier="original")
     return folder
 
 

@@ -76,7 +76,7 @@ def test_a_stage_that_fails_leaves_its_log_and_part_and_is_not_done(tmp_path: Pa
     code = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{}'); print('said'); sys.exit({})"
     for status in (3, 0):
         stage = Stage("stage", ("-c", code.replace("exit({})", f"exit({status})")))
-        assert run(stage, tmp_path, environment={})[0] == status
+        assert run(stage, tmp_path)[0] == status
         assert (tmp_path / "stage.json.part").exists() == bool(status)
         assert done("stage", tmp_path).exists() == (not status)
         assert "said" in (tmp_path / "stage.log").read_text()

@@ -59,10 +59,9 @@ def here(engines: list[str]) -> list[str]:
     return found
 
 
-def run_all(todo: list[Stage], out: Path, *, bundles: Path) -> list[str]:
+def run_all(todo: list[Stage], out: Path) -> list[str]:
     """Run what is not done; the names of what failed."""
     failed = []
-    demo = bundles / "demo" / "fp32"
     for stage in todo:
         if done(stage.name, out).exists():
             print(f"{stage.name}: done before")
@@ -70,7 +69,7 @@ def run_all(todo: list[Stage], out: Path, *, bundles: Path) -> list[str]:
             print(f"{stage.name}: left out, {reason}")
         else:
             print(f"{stage.name} …", end=" ", flush=True)
-            status, seconds = run(stage, out, environment={"FVIT_DEMO_BUNDLE": str(demo)})
+            status, seconds = run(stage, out)
             print(f"{seconds:.0f} s" + (f", FAILED: {out / stage.name}.log" if status else ""), flush=True)
             failed += [stage.name] if status else []
     return failed
@@ -107,7 +106,7 @@ def main(
         if names:
             print("\n".join(each.name for each in todo))
             return
-        failed = run_all(todo, out, bundles=bundles)
+        failed = run_all(todo, out)
     if not patterns or "tables" in patterns:
         try:
             for file in write_tables(out, results):

@@ -24,7 +24,7 @@ IDLE = 5.0
 
 
 def power(
-    bundle: Path, *, device: str, batch: int | None, n: int, sigma: float, seconds: float
+    bundle: str, *, device: str, batch: int | None, n: int, sigma: float, seconds: float
 ) -> dict[str, Any]:
     """Watts without and with work, joules and seconds of a certificate."""
     nvml, handle = management(int(device.partition(":")[2]))
@@ -52,7 +52,7 @@ def power(
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
     device: Annotated[str, typer.Option(help="cuda:0 or tensorrt:0.")] = "tensorrt:0",
     batch: Annotated[int | None, typer.Option(help="Copies at once.")] = None,
     n: Annotated[int, typer.Option(help="Copies of a certificate.")] = 1000,

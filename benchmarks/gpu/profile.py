@@ -84,7 +84,7 @@ def by_room(found: dict[str, float]) -> dict[str, float]:
     return {room: sum(found.get(name, 0.0) for name in names) for room, names in ROOMS.items()}
 
 
-def profile(bundle: Path, *, device: str, batch: int, batches: int) -> dict[str, Any]:
+def profile(bundle: str, *, device: str, batch: int, batches: int) -> dict[str, Any]:
     """Milliseconds of a batch, and the shares of what it consists of."""
     kind, _, index = device.partition(":")
     opened, gpu = open_bundle(bundle), WatchedGpu(int(index))
@@ -132,7 +132,7 @@ def profile(bundle: Path, *, device: str, batch: int, batches: int) -> dict[str,
 
 
 def main(
-    bundle: Annotated[Path, typer.Argument(help="A bundle.")],
+    bundle: Annotated[str, typer.Argument(help="A bundle.")],
     device: Annotated[str, typer.Option(help="cuda:0 or tensorrt:0.")] = "tensorrt:0",
     batch: Annotated[int, typer.Option(help="Copies at once.")] = 256,
     batches: Annotated[int, typer.Option(help="That are watched.")] = 50,

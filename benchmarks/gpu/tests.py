@@ -1,8 +1,6 @@
 """Do the tests that need a GPU pass?
 
-    python -m benchmarks.gpu.tests tests/gpu [--json FILE]
-
-FVIT_DEMO_BUNDLE names the bundle that they use.
+python -m benchmarks.gpu.tests tests/gpu [--json FILE]
 """
 
 from __future__ import annotations

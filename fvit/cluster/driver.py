@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -49,7 +50,7 @@ class Cluster:
 
     def __init__(
         self,
-        folder: Path,
+        bundle: str | os.PathLike[str],
         *,
         address: str | None,
         device: str,
@@ -60,7 +61,7 @@ class Cluster:
         check_address(address)
         self._ray = ray_module()
         self._gpus = _gpus(device)
-        self.bundle = open_bundle(folder)
+        self.bundle = open_bundle(bundle)
         self._address, self._device, self._batch, self._cores = address, device, batch, cores
         self._note, self._cancelled = note, Event()
 

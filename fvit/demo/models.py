@@ -1,8 +1,8 @@
 """The two networks of the embedded FViT, and where their weights lie.
 
-The classifier is a timm VisionTransformer, the denoiser a diffusers UNet2DModel with its
-DDPMScheduler. A student stands for the denoiser and a tuned classifier for the classifier where they
-are asked for. All are stored as float16 safetensors beside this file.
+The original classifier is a timm VisionTransformer, the teacher a diffusers UNet2DModel with its
+DDPMScheduler. Unless these are asked for, a student stands for the teacher and a tuned classifier for the
+original. All are stored as float16 safetensors beside this file.
 """
 
 from __future__ import annotations
@@ -20,15 +20,20 @@ from timm.models.vision_transformer_hybrid import ConvStem, HybridEmbed
 from torch import nn
 
 from fvit.demo.data import LABELS, SIZE
-from fvit.export.students import Shape, Student
+from fvit.errors import FvitError
+from fvit.export.denoisers import Diffusion, load_diffusers
+from fvit.export.students import Distilled, Shape, Student
 
 WEIGHTS = Path(__file__).parent / "weights"
-SAMPLES = Path(__file__).parent / "samples"
 CLASSIFIER = WEIGHTS / "classifier.safetensors"
 TUNED = WEIGHTS / "tuned.safetensors"
 DENOISER = WEIGHTS / "denoiser"
 STUDENT = WEIGHTS / "student.safetensors"
 STUDENT_SHAPE = Shape(width=48, fold=4, lowest=0.12, highest=1.0)
+
+DENOISERS = {"student": "fvit-demo-student", "teacher": "fvit-demo-unet"}
+CLASSIFIERS = {"tuned": "fvit-demo-vit-tuned", "original": "fvit-demo-vit"}
+"""Which of them -> what a manifest calls it, which neither timm nor the hub knows."""
 
 
 def new_classifier() -> VisionTransformer:
@@ -92,6 +97,14 @@ def write_record(name: str, record: dict[str, Any]) -> None:
     (WEIGHTS / f"{name}.json").write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
+def weights_of(classifier: str) -> Path:
+    """The file of an embedded classifier, by its name in a manifest. Raises FvitError for any other."""
+    files = {CLASSIFIERS["tuned"]: TUNED, CLASSIFIERS["original"]: CLASSIFIER}
+    if classifier not in files:
+        raise FvitError(f"{classifier} is none of the embedded classifiers ({', '.join(files)})")
+    return files[classifier]
+
+
 def load_classifier(file: Path = CLASSIFIER) -> VisionTransformer:
     """The embedded classifier, or the tuned one, in float32, in evaluation mode."""
     model = new_classifier()
@@ -104,6 +117,15 @@ def load_student() -> Student:
     student = Student(STUDENT_SHAPE)
     student.load_state_dict(load_file(STUDENT))
     return student.eval()
+
+
+def load_denoiser(name: str) -> Diffusion | Distilled:
+    """An embedded denoiser to export, by its name in a manifest. Raises FvitError for any other."""
+    if name == DENOISERS["student"]:
+        return Distilled(load_student(), SIZE)
+    if name == DENOISERS["teacher"]:
+        return load_diffusers(DENOISER)
+    raise FvitError(f"{name} is none of the embedded denoisers ({', '.join(DENOISERS.values())})")
 
 
 def _half(value: torch.Tensor) -> torch.Tensor:

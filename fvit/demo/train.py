@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fvit.demo import models
+from fvit.demo import SAMPLES, models
 from fvit.demo.data import LABELS, SIZE, Compositions, compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.distillation import train_student
@@ -56,7 +56,7 @@ def classifier(
 ) -> None:
     """Train the ViT on clean and mildly noisy compositions, with a label for each token."""
     torch.manual_seed(seed)
-    images, labels, masks = _pool(work, count=pool, seed=seed)
+    images, labels, masks = training_pool(work, count=pool, seed=seed)
     model = TokenLabelled(models.new_classifier())
 
     def loss(step: int) -> Tensor:
@@ -94,7 +94,7 @@ def denoiser(
 ) -> None:
     """Train the UNet to see through Gaussian noise in one step."""
     torch.manual_seed(seed)
-    images, _, _ = _pool(work, count=pool, seed=seed)
+    images, _, _ = training_pool(work, count=pool, seed=seed)
     model = models.new_denoiser().to(memory_format=torch.channels_last)
     schedule = Schedule(models.new_scheduler().alphas_cumprod.double().numpy())
 
@@ -137,13 +137,13 @@ def denoiser(
 @app.command()
 def student(
     seed: SeedOption = 0,
-    steps: StepsOption = 9000,
+    steps: StepsOption = 18_000,
     batch: BatchOption = 64,
-    pool: PoolOption = 24_000,
+    pool: PoolOption = 40_000,
     work: WorkOption = WORK,
 ) -> None:
     """Train the student that stands for the denoiser, for the clean image alone."""
-    images, _, _ = _pool(work, count=pool, seed=seed)
+    images, _, _ = training_pool(work, count=pool, seed=seed)
     trained, losses = train_student(
         models.STUDENT_SHAPE,
         images,
@@ -172,13 +172,13 @@ def student(
 @app.command()
 def tuned(
     seed: SeedOption = 0,
-    steps: StepsOption = 1500,
+    steps: StepsOption = 1800,
     batch: BatchOption = 64,
-    pool: PoolOption = 24_000,
+    pool: PoolOption = 40_000,
     work: WorkOption = WORK,
 ) -> None:
     """Tune the classifier on what the student makes of noisy copies."""
-    images, _, _ = _pool(work, count=pool, seed=seed)
+    images, _, _ = training_pool(work, count=pool, seed=seed)
     original = ExplainedClassifier(models.load_classifier())
     trained = ExplainedClassifier(models.load_classifier())
     shape = models.STUDENT_SHAPE
@@ -186,7 +186,7 @@ def tuned(
         trained,
         original,
         images,
-        Settings(rate=3e-4, batch=batch, seed=seed, steps=steps),
+        Settings(rate=1.5e-4, batch=batch, seed=seed, steps=steps),
         denoise=partial(_denoised, models.load_student()),
         sigmas=(shape.lowest, shape.highest),
         work=work / "tuned",
@@ -208,9 +208,9 @@ def samples(seed: SeedOption = 2024, count: Annotated[int, typer.Option(help="Im
     drawn = compositions(20 * count, seed=seed, split="held-out")
     firsts = [int(np.flatnonzero(drawn.labels == digit)[0]) for digit in range(len(LABELS))]
     others = [i for i in range(len(drawn.labels)) if i not in firsts]
-    models.SAMPLES.mkdir(exist_ok=True)
+    SAMPLES.mkdir(exist_ok=True)
     for number, i in enumerate((firsts + others)[:count]):
-        Image.fromarray(drawn.images[i]).save(models.SAMPLES / f"{number:02d}-digit-{drawn.labels[i]}.png")
+        Image.fromarray(drawn.images[i]).save(SAMPLES / f"{number:02d}-digit-{drawn.labels[i]}.png")
 
 
 class TokenLabelled(nn.Module):
@@ -284,7 +284,7 @@ def _command(what: str, seed: int, steps: int, batch: int, pool: int) -> str:
     return f"python -m fvit.demo.train {what} --seed {seed} --steps {steps} --batch {batch} --pool {pool}"
 
 
-def _pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def training_pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """The training pool, [count,3,64,64] uint8, labels and masks, drawn once and kept in the work folder."""
     work.mkdir(parents=True, exist_ok=True)
     file = work / f"pool-{seed}-{count}.npz"

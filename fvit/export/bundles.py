@@ -17,11 +17,12 @@ from torch import nn
 from fvit.errors import FvitError
 from fvit.export.calibration import calibration_images, classifier_feeds, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier
-from fvit.export.denoisers import Diffusion, load_diffusers
+from fvit.export.denoisers import Diffusion
 from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, Quantised, precision_of, quantise
 from fvit.export.restoration import Restoration
-from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, seal, write_bundle
+from fvit.export.students import Distilled
+from fvit.runtime.bundle import CLASSIFIER, DENOISER, Manifest, Origin, seal, write_bundle
 from fvit.runtime.schedule import Schedule
 
 ROWS = 8
@@ -37,18 +38,35 @@ class Exported:
     int8: Quantised | None = None
 
 
-def export_demo(folder: Path, *, precision: str = "fp32") -> dict[str, Exported]:
-    """Write the embedded FViT as a bundle; see export_bundle."""
+def export_demo(
+    folder: Path,
+    *,
+    denoiser: str = "student",
+    classifier: str = "tuned",
+    explanation: str = "attention",
+    precision: str = "fp32",
+) -> dict[str, Exported]:
+    """Write the embedded FViT as a bundle; see export_bundle.
+
+    denoiser: student or teacher; classifier: tuned or original. Raises FvitError for any other.
+    """
     from fvit.demo import models
     from fvit.demo.data import LABELS
 
+    for said, known in ((denoiser, models.DENOISERS), (classifier, models.CLASSIFIERS)):
+        if said not in known:
+            raise FvitError(f"'{said}' is none of the embedded networks: use {' or '.join(known)}")
+    named = models.CLASSIFIERS[classifier]
     return export_bundle(
         folder,
-        classifier=models.load_classifier(),
-        classifier_name="fvit-demo-vit",
+        classifier=models.load_classifier(models.weights_of(named)),
+        classifier_name=named,
+        tuned_from=Origin(name=models.CLASSIFIERS["original"]) if classifier == "tuned" else None,
         labels=LABELS,
-        denoiser=load_diffusers(models.DENOISER),
-        denoiser_name="fvit-demo-unet",
+        denoiser=models.load_denoiser(models.DENOISERS[denoiser]),
+        denoiser_name=models.DENOISERS[denoiser],
+        teacher=Origin(name=models.DENOISERS["teacher"]) if denoiser == "student" else None,
+        explanation=explanation,
         precision=precision,
     )
 
@@ -59,8 +77,10 @@ def export_bundle(
     classifier: nn.Module,
     classifier_name: str,
     labels: tuple[str, ...],
-    denoiser: Diffusion | Restoration,
+    denoiser: Diffusion | Restoration | Distilled,
     denoiser_name: str,
+    teacher: Origin | None = None,
+    tuned_from: Origin | None = None,
     explanation: str = "attention",
     explained: int | None = None,
     image_size: int | None = None,
@@ -70,7 +90,8 @@ def export_bundle(
 ) -> dict[str, Exported]:
     """Export both graphs, check them against torch, and seal the bundle.
 
-    explained: the class that the explanation explains, each copy's own prediction unless told.
+    teacher, tuned_from: whose place the denoiser takes, and what the classifier was, where it is a student
+    or was tuned. explained: the class that the explanation explains, each copy's own prediction unless told.
     image_size: of the copies, the denoiser's training size unless told; the classifier gets its own
     size, by resizing. precision: fp32, fp16 or int8; int8 is calibrated on the images of a folder, or
     on the demo's. on_progress is told what is being done. The torch modules are left in the precision
@@ -98,6 +119,8 @@ def export_bundle(
             prediction=denoiser.prediction,
             alphas_cumprod=tuple(denoiser.schedule.alphas_cumprod.tolist()),
             fractional_timesteps=denoiser.schedule.fractional,
+            teacher=teacher,
+            tuned_from=tuned_from,
         )
     except ValidationError as problem:
         first = problem.errors()[0]

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from fvit import commands
+from fvit import demo as embedded
 from fvit.errors import FvitError
 from fvit.extras import require, require_export
 
@@ -25,26 +26,31 @@ def _options(_version: commands.VersionOption = False) -> None:
     """Turn a ViT and a denoiser into a bundle."""
 
 
-BundleArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to.")]
+OutArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to.")]
 
 
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
 
 
 @app.command()
-def demo(bundle: BundleArgument, precision: PrecisionOption = "fp32") -> None:
+def demo(
+    bundle: OutArgument,
+    denoiser: Annotated[str, typer.Option(help="student, or the teacher that it stands for.")] = "student",
+    classifier: Annotated[str, typer.Option(help="tuned, or the original that it was.")] = "tuned",
+    precision: PrecisionOption = "fp32",
+) -> None:
     """Export the embedded FViT: cluttered digits, 64x64, ten classes."""
     require_export("fvit-export")
     from fvit.export.bundles import export_demo
 
     with console.status("exporting the embedded model"):
-        exported = export_demo(bundle, precision=precision)
+        exported = export_demo(bundle, denoiser=denoiser, classifier=classifier, precision=precision)
     _report(bundle, exported)
 
 
 @app.command()
 def model(
-    bundle: BundleArgument,
+    bundle: OutArgument,
     classifier: Annotated[str, typer.Option(help="Name of a timm model; see fvit-export list.")],
     denoiser: Annotated[
         str,
@@ -152,8 +158,8 @@ BundlePrecisionOption = Annotated[
 
 @app.command()
 def distill(
-    bundle: Annotated[Path, typer.Argument(help="The teacher's bundle.")],
-    out: BundleArgument,
+    bundle: commands.BundleArgument,
+    out: OutArgument,
     images: ImagesOption,
     size: Annotated[str, typer.Option(help="tiny, small or base.")] = "base",
     sigmas: Annotated[str, typer.Option(help="Range of σ that the student will serve.")] = "0.12:1",
@@ -198,8 +204,8 @@ def distill(
 
 @app.command()
 def tune(
-    bundle: Annotated[Path, typer.Argument(help="The bundle whose classifier is tuned.")],
-    out: BundleArgument,
+    bundle: commands.BundleArgument,
+    out: OutArgument,
     images: ImagesOption,
     classifier_weights: Annotated[
         Path | None, typer.Option(help="The checkpoint that it was exported from; timm's unless told.")
@@ -208,7 +214,7 @@ def tune(
     hours: HoursOption = 1.0,
     steps: TrainingStepsOption = None,
     batch: TrainingBatchOption = 64,
-    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 3e-4,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 1.5e-4,
     seed: TrainingSeedOption = 0,
     mixed_precision: MixedOption = None,
     precision: BundlePrecisionOption = None,
@@ -244,7 +250,7 @@ def _range(text: str) -> tuple[float, float]:
 
 @app.command()
 def engine(
-    bundle: Annotated[Path, typer.Argument(help="A bundle; plans are kept in it.")],
+    bundle: commands.BundleArgument,
     device: Annotated[str, typer.Option(help="The GPU to build for: cuda:0 is the first.")] = "cuda:0",
     batch: Annotated[int, typer.Option(help="Copies that one run takes.", min=1)] = 64,
     workspace: Annotated[float, typer.Option(help="GB that a layer may use while it runs.")] = 4.0,
@@ -255,6 +261,10 @@ def engine(
     from fvit.runtime.gpu.device import Gpu
     from fvit.runtime.gpu.plans import build_plans
 
+    if bundle == embedded.NAME:
+        raise FvitError(
+            "the embedded bundle stays as it is: export it with  fvit-export demo FOLDER  and build in it"
+        )
     opened = open_bundle(bundle)
     kind, _, number = device.partition(":")
     if kind != "cuda" or not number.isdecimal():
@@ -275,7 +285,7 @@ def engine(
 
 @app.command()
 def triton(
-    bundle: Annotated[Path, typer.Argument(help="A bundle; it is copied.")],
+    bundle: commands.BundleArgument,
     repository: Annotated[Path, typer.Argument(help="Triton's model repository; made where there is none.")],
     name: Annotated[str, typer.Option(help="Name of the model, and of its folder.")] = "fvit",
     device: Annotated[
@@ -311,9 +321,10 @@ def _report(bundle: Path, exported: dict[str, Exported]) -> None:
         console.print(f"{name:<16} max relative error against torch {graph.error:.1e}")
         if cost := graph.int8:
             console.print(
-                f"{'':<16} int8: error {cost.error:.1%} (root mean square), "
-                f"{len(cost.floats)} of {cost.layers} layers left in float",
+                f"{'':<16} int8: error {cost.error:.1%} (root mean square), {len(cost.floats)} of "
+                f"{cost.layers} layers left in float{': ' if cost.floats else ''}{', '.join(cost.floats)}",
                 soft_wrap=True,
+                markup=False,
             )
     # Linux counts in units of 1,024 bytes.
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

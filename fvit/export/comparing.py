@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
-from fvit.runtime.bundle import Bundle, open_bundle
+from fvit.runtime.bundle import Bundle
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import load
@@ -108,16 +108,17 @@ def classified(bundle: Bundle, files: Sequence[str]) -> tuple[Floats, Floats]:
     return logits, attribution
 
 
-def measure(folder: Path, held_out: HeldOut, *, n: int) -> list[Measured]:
+def measure(bundle: Bundle, held_out: HeldOut, *, n: int) -> list[Measured]:
     """Certify the images at each of LEVELS that the bundle's schedule knows. n: copies of each image.
 
     Raises FvitError where it knows none of them, or n is too small for a certificate.
     """
-    bundle = open_bundle(folder)
     sigmas = bundle.manifest.schedule.sigmas
     levels = [level for level in LEVELS if sigmas[0] <= level <= sigmas[-1]]
     if not levels:
-        raise FvitError(f"{folder} knows neither of σ = {' and '.join(map(str, LEVELS))}, which are compared")
+        raise FvitError(
+            f"{bundle.folder} knows neither of σ = {' and '.join(map(str, LEVELS))}, which are compared"
+        )
     found = []
     with load(bundle) as vit:
         pictures: list[Picture] = [vit.read(file) for file in held_out.files]
@@ -145,12 +146,12 @@ def measure(folder: Path, held_out: HeldOut, *, n: int) -> list[Measured]:
 
 
 def compare(
-    folders: Mapping[str, Path], held_out: HeldOut, *, n: int, console: Console
+    bundles: Mapping[str, Bundle], held_out: HeldOut, *, n: int, console: Console
 ) -> list[list[Measured]]:
     """Measure bundles by the names that they have here, the last of them the new one, and print a row for
     each bundle and σ."""
-    found = [measure(folder, held_out, n=n) for folder in folders.values()]
-    precision = open_bundle([*folders.values()][-1]).manifest.precision
+    found = [measure(each, held_out, n=n) for each in bundles.values()]
+    precision = [*bundles.values()][-1].manifest.precision
     table = Table(title=f"{len(held_out.files)} images held out, n = {n}, {precision}")
     table.add_column("")
     headings = ["σ", "accuracy", "certified at σ", "median attention radius", "on the object", "copies/s"]
@@ -158,7 +159,7 @@ def compare(
         headings.remove("on the object")
     for heading in headings:
         table.add_column(heading, justify="right")
-    for name, rows in zip(folders, found, strict=True):
+    for name, rows in zip(bundles, found, strict=True):
         for row in rows:
             cells = [f"{row.sigma:g}", f"{row.accuracy:.1%}", f"{row.certified:.1%}", f"{row.radius:.3f}"]
             cells += [] if row.on_object is None else [f"{row.on_object:.1%}"]

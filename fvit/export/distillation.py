@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,13 @@ class StudentAsked(Asked):
 
 
 def distill_bundle(
-    folder: Path, out: Path, *, images: Path, asked: StudentAsked, settings: Settings, console: Console
+    folder: str | os.PathLike[str],
+    out: Path,
+    *,
+    images: Path,
+    asked: StudentAsked,
+    settings: Settings,
+    console: Console,
 ) -> dict[str, Exported]:
     """Train a student on a folder of images, write its bundle, and measure both bundles.
 
@@ -62,7 +69,7 @@ def distill_bundle(
     precision = precision_for(bundle, asked.precision)
     shape = shape_of(size=asked.size, image_size=manifest.image_size, sigmas=asked.sigmas)
     known = manifest.schedule.sigmas
-    if asked.share and not known[0] <= shape.lowest < shape.highest <= known[-1]:
+    if asked.share and not manifest.schedule.covers(shape.lowest, shape.highest):
         raise FvitError(
             f"the teacher knows σ from {known[0]:.4f} to {known[-1]:.4g}, not from {shape.lowest:g} to "
             f"{shape.highest:g}: give --sigmas inside, or --share 0"
@@ -87,7 +94,7 @@ def distill_bundle(
         return {}
     console.print(described(losses))
     report = write_student(bundle, student, out, images=files, precision=precision)
-    compare({"teacher": folder, "student": out}, held_out, n=asked.n, console=console)
+    compare({"teacher": bundle, "student": open_bundle(out)}, held_out, n=asked.n, console=console)
     return report
 
 

@@ -15,13 +15,15 @@ from fvit.errors import FvitError
 from fvit.export.bundles import ROWS
 from fvit.export.calibration import calibration_images, denoiser_feeds
 from fvit.export.classifiers import ExplainedClassifier, load_classifier
-from fvit.export.denoisers import load_diffusers
+from fvit.export.denoisers import Diffusion
 from fvit.export.graphs import run_torch
 from fvit.export.loading import load_denoiser
+from fvit.export.restoration import Restoration
+from fvit.export.students import Distilled
 from fvit.runtime.bundle import Bundle
 
-EMBEDDED, EMBEDDED_DENOISER = "fvit-demo-vit", "fvit-demo-unet"
-"""What the embedded networks are called, which timm and the hub do not know."""
+EMBEDDED = "fvit-demo-"
+"""How the names of the embedded networks begin, which timm and the hub do not know."""
 
 OUTPUTS = ("logits", "attribution")
 
@@ -74,17 +76,18 @@ def rebuild_denoiser(
     FvitError where it cannot be had, or is not what the graph was exported from.
     """
     manifest = bundle.manifest
-    if manifest.teacher is not None:
+    source: Diffusion | Restoration | Distilled
+    if manifest.denoiser.startswith(EMBEDDED) and place is None:
+        from fvit.demo import models
+
+        source = models.load_denoiser(manifest.denoiser)
+    elif manifest.teacher is not None:
         raise FvitError(
             f"the denoiser of {bundle.folder} is a student, of which nothing but the graph is kept, and that "
             f"has no gradients: attack the bundle of its teacher, {manifest.teacher.name}"
         )
-    if place is not None:
+    elif place is not None:
         source = load_denoiser(place, adm_flags=adm_flags, null_class=null_class)
-    elif manifest.denoiser == EMBEDDED_DENOISER:
-        from fvit.demo import models
-
-        source = load_diffusers(models.DENOISER)
     else:
         raise FvitError(
             f"the denoiser of {bundle.folder} is a graph, which has no gradients: give with --denoiser what "
@@ -114,8 +117,8 @@ def example(module: ExplainedClassifier) -> torch.Tensor:
 
 
 def _model(name: str, weights: Path | None) -> Any:
-    if name != EMBEDDED:
+    if not name.startswith(EMBEDDED):
         return load_classifier(name, weights=weights)
     from fvit.demo import models
 
-    return models.load_classifier() if weights is None else models.load_classifier(weights)
+    return models.load_classifier(weights or models.weights_of(name))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fvit.errors import FvitError
 from fvit.export.denoisers import resizing
 from fvit.export.precision import halve
+from fvit.export.preconditioning import Prediction
 from fvit.runtime.schedule import Schedule
 
 WIDTHS = {"tiny": 24, "small": 32, "base": 48}
@@ -55,15 +56,20 @@ def shape_of(*, size: str, image_size: tuple[int, int], sigmas: tuple[float, flo
     if size not in WIDTHS:
         raise FvitError(f"size '{size}' is unknown: use one of {', '.join(WIDTHS)}")
     fold = 8 if max(image_size) >= LARGEST_FINE else 4
-    if any(side % (2 * fold) for side in image_size):
-        raise FvitError(
-            f"images of {image_size[0]}×{image_size[1]} cannot be folded: a student of this size needs sides "
-            f"that are multiples of {2 * fold}"
-        )
+    check_sides(image_size, fold=fold)
     lowest, highest = sigmas
     if not 0 < lowest < highest:
         raise FvitError(f"σ from {lowest:g} to {highest:g} is no range: give one such as 0.12:1")
     return Shape(WIDTHS[size] * fold // 4, fold, lowest, highest)
+
+
+def check_sides(image_size: tuple[int, int], *, fold: int) -> None:
+    """Raise FvitError for sides (rows, columns) that a student of this fold cannot take."""
+    if any(side % (2 * fold) for side in image_size):
+        raise FvitError(
+            f"images of {image_size[0]}×{image_size[1]} cannot be folded: this student needs sides that are "
+            f"multiples of {2 * fold}"
+        )
 
 
 class Block(nn.Module):
@@ -157,3 +163,24 @@ class Student(nn.Module):
     def forward(self, noisy: Tensor, sigma: Tensor, timestep: Tensor) -> Tensor:
         pixels: Tensor = self.resize((self.guess(noisy, sigma, timestep).clamp(-1, 1) + 1) / 2)
         return pixels
+
+
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """A trained student as a denoiser to export. image_size: the side of images unless told otherwise."""
+
+    student: Student
+    image_size: int
+
+    @property
+    def prediction(self) -> Prediction:
+        return "sample"
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.student.shape.schedule
+
+    def one_shot(self, *, image_size: tuple[int, int], output_size: tuple[int, int]) -> Student:
+        """The module to export: the student itself. Raises FvitError for sides that it cannot fold."""
+        check_sides(image_size, fold=self.student.shape.fold)
+        return self.student.resized(image_size, output_size)

@@ -32,6 +32,7 @@ from pydantic import (
     model_validator,
 )
 
+from fvit import demo
 from fvit.engines.base import PLANS, Engine, Tensor
 from fvit.errors import FvitError
 from fvit.runtime.schedule import Schedule
@@ -159,13 +160,14 @@ class Bundle:
 
 
 def open_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """Open a bundle and verify that the folder holds what its manifest lists, no more and no less.
+    """Open a bundle, or where "demo" is said the embedded one, and verify that the folder holds what its
+    manifest lists, no more and no less.
 
     Raises FvitError where it is missing, of another format, a field of its manifest is wrong (named), or
     a file is missing, not listed, no regular file, or was changed (named). Nothing but regular files
     inside the folder is read.
     """
-    path = Path(folder)
+    path = demo.BUNDLE if folder == demo.NAME else Path(folder)
     with _opened(path) as there:
         text = _read_manifest(path, there)
         manifest = _parsed(path, text)
@@ -205,10 +207,12 @@ def check_graphs(bundle: Bundle, *, denoiser: Engine, classifier: Engine) -> Non
 def write_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary sibling to fill; renamed to `folder` when the block ends well, removed when not.
 
-    Raises FvitError where the place exists and is anything but a bundle, which is replaced, or cannot be
-    written. The block must call `seal` last.
+    Raises FvitError where the place exists and is anything but a bundle, which is replaced, cannot be
+    written, or would go by the embedded bundle's name. The block must call `seal` last.
     """
     target = Path(folder)
+    if target == Path(demo.NAME):
+        raise FvitError(f"{demo.NAME} is what the embedded bundle is called: name another folder")
     _check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperCommand
 
-from fvit import commands
+from fvit import commands, demo
 from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime import parquet
@@ -67,9 +67,12 @@ class Command(TyperCommand):
 
 @app.command(no_args_is_help=True, cls=Command)
 def fvit_certify(
-    bundle: Annotated[Path, typer.Argument(help="A bundle, made by fvit-export.")],
+    bundle: commands.BundleArgument,
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Images, folders of images, or patterns of them.")
+        list[Path] | None,
+        typer.Argument(
+            help="Images, folders of images, or patterns of them; the embedded bundle has its own samples."
+        ),
     ] = None,
     list_: Annotated[
         str | None,
@@ -182,6 +185,8 @@ def fvit_certify(
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
     told = Told(console, problems, quiet=quiet)
     places: list[str | Path] = [*(images or []), *([] if list_ is None else listed(list_))]
+    if not images and list_ is None and bundle == demo.NAME:
+        places = [demo.SAMPLES]
     if not places:
         raise FvitError("there is no image: name files, folders or patterns, or give a --list of them")
     files = find_images(
@@ -218,7 +223,7 @@ def fvit_certify(
 
 @contextmanager
 def _certifier(
-    bundle: Path, *, device: str, batch: Batch | None, ray: str | None, cores: int | None, told: Told
+    bundle: str, *, device: str, batch: Batch | None, ray: str | None, cores: int | None, told: Told
 ) -> Iterator[Certifier]:
     """The bundle where it is to run; an interruption cancels what is under way there."""
     if ray is not None:

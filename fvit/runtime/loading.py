@@ -63,14 +63,15 @@ def load(
 ) -> FaithfulViT:
     """Open and verify a bundle, unless it is one that was opened, and put its graphs on a device.
 
-    device: "cpu"; "openvino", the CPU by OpenVINO; "tensorrt:N", the plans that were built for GPU N;
-    "ort-tensorrt:N" or "cuda:N", ONNX Runtime's TensorRT or CUDA provider there; "cuda:0,1" and the like,
-    several GPUs that share all copies; or "auto", the first of tensorrt:0, ort-tensorrt:0 and cuda:0 that
-    works, or else the faster of openvino and cpu, which is measured once (the result's `passed_over` says
-    why not the others). batch: copies that a CPU core or a GPU takes at once: 4 and 64 unless told, and
-    "auto" measures which is the fastest, once; on "tensorrt:N" both take the largest that has plans. cores:
-    of a CPU, so many; all that this process may use unless told. Raises FvitError where the bundle is
-    missing or damaged, the device cannot be used, or batch is no number from 1 on.
+    bundle: its folder, or "demo", the embedded one. device: "cpu"; "openvino", the CPU by OpenVINO;
+    "tensorrt:N", the plans that were built for GPU N; "ort-tensorrt:N" or "cuda:N", ONNX Runtime's TensorRT
+    or CUDA provider there; "cuda:0,1" and the like, several GPUs that share all copies; or "auto", the first
+    of tensorrt:0, ort-tensorrt:0 and cuda:0 that works, or else the faster of openvino and cpu, which is
+    measured once (the result's `passed_over` says why not the others). batch: copies that a CPU core or a GPU
+    takes at once: 4 and 64 unless told, and "auto" measures which is the fastest, once; on "tensorrt:N" both
+    take the largest that has plans. cores: of a CPU, so many; all that this process may use unless told.
+    Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch is no number
+    from 1 on.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     passed_over: list[str] = []

@@ -44,7 +44,7 @@ HOPELESS = 100
 def fvit_verify(
     certificates: Annotated[Path, typer.Argument(help="A certificates.jsonl.")],
     bundle: Annotated[
-        Path | None, typer.Option(help="Draw the copies again with this bundle, and compare.")
+        str | None, typer.Option(help="Draw the copies again with this bundle, or demo, and compare.")
     ] = None,
     images: Annotated[
         list[Path] | None, typer.Option(help="Their images, or folders of them; may be repeated.")

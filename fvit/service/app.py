@@ -21,6 +21,7 @@ import fvit
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import FIRST_LOOK
 from fvit.certificates.verify import verify
+from fvit.demo import SAMPLES
 from fvit.errors import FvitError
 from fvit.runtime.faithful import FaithfulViT, Prediction
 from fvit.runtime.images import Picture
@@ -50,7 +51,6 @@ RECORD = 1 << 20
 
 PAGE = Path(__file__).parent / "page"
 SHARED = Path(fvit.__file__).parent / "page"
-SAMPLES = Path(fvit.__file__).parent / "demo" / "samples"
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css", ".js": "text/javascript", ".png": PNG}
 POLICY = "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; base-uri 'none'"
 

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import typer
 
+from fvit import demo
 from fvit.commands import VersionOption
 from fvit.errors import FvitError
 from fvit.extras import require
@@ -38,7 +39,9 @@ def fvit_serve_key(
 
 @_serving.command(no_args_is_help=True)
 def fvit_serve(
-    bundles: Annotated[list[str], typer.Argument(help="Bundles, or NAME=BUNDLE; the first is the default.")],
+    bundles: Annotated[
+        list[str], typer.Argument(help="Bundles, or NAME=BUNDLE; the first is the default. demo is embedded.")
+    ],
     host: Annotated[str, typer.Option(help="The address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
     device: Annotated[str, typer.Option(help="As for fvit-certify.")] = "cpu",
@@ -123,7 +126,7 @@ def _named(bundles: list[str]) -> dict[str, str]:
     for bundle in bundles:
         name, equals, folder = bundle.partition("=")
         if not equals:
-            name, folder = Path(bundle).resolve().name, bundle
+            name, folder = bundle if bundle == demo.NAME else Path(bundle).resolve().name, bundle
         if not NAME.fullmatch(name):
             raise FvitError(f"'{name}' is no name for a model: use letters, digits, '_', '.' or '-'")
         if name in named:

@@ -30,7 +30,9 @@ LIMITS = {"max_n": 100_000, "max_waiting": 100_000, "drain": 20}
 which have to be fewer than it waits itself, 30 unless told."""
 
 
-def write_repository(bundle: Path, repository: Path, *, name: str = "fvit", device: str = "cpu") -> Path:
+def write_repository(
+    bundle: str | os.PathLike[str], repository: Path, *, name: str = "fvit", device: str = "cpu"
+) -> Path:
     """Write a model of this name, with a copy of the bundle, into a model repository; its folder.
 
     device: cpu or openvino; tensorrt, ort-tensorrt or cuda for one instance on every GPU that the server
@@ -42,10 +44,12 @@ def write_repository(bundle: Path, repository: Path, *, name: str = "fvit", devi
     if not NAME.fullmatch(name):
         raise FvitError(f"'{name}' is no name for a model: use letters, digits, '_', '.' or '-'")
     opened = open_bundle(bundle)
-    if (repository / name).resolve().is_relative_to(bundle.resolve()):
-        raise FvitError(f"{repository} lies in the bundle {bundle}, which is closed: name another folder")
+    if (repository / name).resolve().is_relative_to(opened.folder.resolve()):
+        raise FvitError(
+            f"{repository} lies in the bundle {opened.folder}, which is closed: name another folder"
+        )
     with _replaced(repository / name) as folder:
-        shutil.copytree(bundle, folder / "1" / BUNDLE)
+        shutil.copytree(opened.folder, folder / "1" / BUNDLE)
         shutil.copy(Path(__file__).with_name("entry.py"), folder / "1" / "model.py")
         lines = [one_line(label) for label in opened.manifest.labels]
         (folder / LABELS).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -1,8 +1,8 @@
 import numpy as np
 from PIL import Image
 
-from fvit.demo import data
-from fvit.demo.models import SAMPLES, WEIGHTS
+from fvit.demo import SAMPLES, data
+from fvit.demo.models import WEIGHTS
 
 
 def test_the_same_seed_gives_the_same_pixels_and_longer_sets_begin_with_shorter_ones() -> None:

@@ -137,7 +137,7 @@ def test_attacks_on_what_cannot_be_rebuilt_are_one_line(
 def test_an_interruption_leaves_the_tables_of_what_is_done(
     demo_bundle: Path, data: Path, tmp_path: Path
 ) -> None:
-    arguments = (demo_bundle, data, "--out", tmp_path, *FAST, "--perturbed-n", "0")
+    arguments = (demo_bundle, data, "--out", tmp_path, *FAST, "--n", "1000", "--perturbed-n", "0")
     process = started("evaluate", *arguments)
     file = tmp_path / MEASURES
     while process.poll() is None and not (file.exists() and file.read_bytes().count(b"\n") > 2):

@@ -117,13 +117,13 @@ def test_an_attack_on_the_smoothed_model_follows_its_copies(
 
 
 def test_a_denoiser_comes_from_where_it_was_exported_from_and_from_nowhere_else(
-    demo_bundle: Path, tmp_path: Path
+    teacher_bundle: Path, tmp_path: Path
 ) -> None:
-    named = open_bundle(changed(demo_bundle, tmp_path / "named", denoiser="mine"))
+    named = open_bundle(changed(teacher_bundle, tmp_path / "named", denoiser="mine"))
     with pytest.raises(FvitError, match="give with --denoiser what mine was exported from"):
         rebuild_denoiser(named, place=None, adm_flags=None)
     rebuild_denoiser(named, place=str(models.DENOISER), adm_flags=None)
-    student = changed(demo_bundle, tmp_path / "student", denoiser="mine", teacher=Origin(name="theirs"))
+    student = changed(teacher_bundle, tmp_path / "student", denoiser="mine", teacher=Origin(name="theirs"))
     with pytest.raises(FvitError, match="is a student, .* attack the bundle of its teacher, theirs"):
         rebuild_denoiser(open_bundle(student), place=None, adm_flags=None)
     torch.manual_seed(0)

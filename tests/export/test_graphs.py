@@ -26,7 +26,7 @@ def classify(demo_bundle: Path, images: torch.Tensor) -> tuple[NDArray[Any], NDA
 
 
 @pytest.mark.parametrize("batch", [1, 7, 32])
-def test_exported_denoiser_equals_torch_row_by_row(demo_bundle: Path, batch: int) -> None:
+def test_exported_denoiser_equals_torch_row_by_row(teacher_bundle: Path, batch: int) -> None:
     """Every row with a level of its own, and torch with one row at a time."""
     from fvit.demo import models
 
@@ -37,7 +37,7 @@ def test_exported_denoiser_equals_torch_row_by_row(demo_bundle: Path, batch: int
     noisy = torch.rand(batch, 3, 64, 64, generator=generator)
     noisy += torch.tensor(sigma)[:, None, None, None] * torch.randn(noisy.shape, generator=generator)
     timestep = diffusion.schedule.timestep(sigma).astype(np.float32)
-    engine = open_engine(demo_bundle / DENOISER, device="cpu")
+    engine = open_engine(teacher_bundle / DENOISER, device="cpu")
     found = engine.run({"noisy": noisy.numpy(), "sigma": sigma, "timestep": timestep})["images"]
     for row in range(batch):
         inputs = (noisy[row : row + 1], *(torch.tensor(each[row : row + 1]) for each in (sigma, timestep)))
@@ -101,7 +101,7 @@ def test_every_family_of_denoisers_takes_a_level_a_row(name: str, tmp_path: Path
 def test_exported_classifier_equals_torch(demo_bundle: Path, batch: int) -> None:
     from fvit.demo import models
 
-    module = ExplainedClassifier(models.load_classifier())
+    module = ExplainedClassifier(models.load_classifier(models.TUNED))
     images = torch.rand(batch, 3, 64, 64, generator=torch.Generator().manual_seed(batch))
     with torch.no_grad():
         expected = module(images)
@@ -114,7 +114,7 @@ def test_attribution_is_the_class_tokens_attention_in_the_last_block(demo_bundle
     """Recomputed from the block's own weights, without any hook."""
     from fvit.demo import models
 
-    model = models.load_classifier()
+    model = models.load_classifier(models.TUNED)
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     entering: list[torch.Tensor] = []
     model.blocks[-1].register_forward_pre_hook(lambda module, inputs: entering.append(inputs[0]))
@@ -210,11 +210,11 @@ def test_a_folder_that_is_no_diffusers_model_is_refused_in_one_line(tmp_path: Pa
     assert "\n" not in str(caught.value)
 
 
-def test_the_same_model_exports_to_the_same_bytes(demo_bundle: Path, tmp_path: Path) -> None:
+def test_the_same_model_exports_to_the_same_bytes(teacher_bundle: Path, tmp_path: Path) -> None:
     from fvit.export.bundles import export_demo
 
-    export_demo(tmp_path / "again")
-    assert open_bundle(tmp_path / "again").digest == open_bundle(demo_bundle).digest
+    export_demo(tmp_path / "again", denoiser="teacher", classifier="original")
+    assert open_bundle(tmp_path / "again").digest == open_bundle(teacher_bundle).digest
 
 
 def test_a_model_that_no_manifest_describes_is_refused_before_it_is_exported(tmp_path: Path) -> None:

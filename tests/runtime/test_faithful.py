@@ -17,7 +17,9 @@ from PIL import Image
 import fvit
 from fvit.certificates.radii import Aggregate
 from fvit.certificates.verify import verify
+from fvit.runtime.faithful import terms_of
 from fvit.runtime.images import read_image
+from fvit.runtime.schedule import Schedule
 
 AGGREGATES: tuple[Aggregate, ...] = ("vote", "mean")
 
@@ -44,7 +46,7 @@ def test_predict_names_the_digit_and_shows_where_it_looked(
 def test_predict_abstains_where_copies_disagree(vit: fvit.FaithfulViT) -> None:
     """Noise alone is no digit: at a strong σ its copies do not agree."""
     noise = np.random.default_rng(0).random((3, 64, 64))
-    predictions = [vit.predict(noise, sigma=2.0, n=16, alpha=1e-4, seed=seed) for seed in range(3)]
+    predictions = [vit.predict(noise, sigma=1.0, n=16, alpha=1e-4, seed=seed) for seed in range(3)]
     assert any(prediction.index is None and prediction.label is None for prediction in predictions)
 
 
@@ -275,8 +277,11 @@ def test_a_model_that_is_dropped_keeps_no_thread(demo_bundle: Path, samples: lis
 def test_a_level_that_the_noise_does_not_have_is_refused_before_it_meets_others(
     vit: fvit.FaithfulViT, samples: list[Path]
 ) -> None:
+    wide = vit.bundle.manifest.model_copy(
+        update={"alphas_cumprod": tuple(Schedule.between(0.1, 50).alphas_cumprod.tolist())}
+    )
     with pytest.raises(fvit.FvitError, match="at most 14"):
-        vit.predict(samples[0], sigma=20.0)
+        terms_of(wide, sigma=20.0)
     with pytest.raises(fvit.FvitError, match="σ = 1e\\+10 is outside"):
         vit.certify(samples[0], sigma=1e10)
 

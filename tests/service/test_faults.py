@@ -105,7 +105,7 @@ def test_sigterm_under_load_finishes_what_runs_and_refuses_the_rest(
     service = serve("--drain", str(LIMIT))
     with ThreadPoolExecutor(4) as pool:
         running = [
-            pool.submit(service.client.post, "/v1/predict", params={"n": 40}, content=sample.read_bytes())
+            pool.submit(service.client.post, "/v1/predict", params={"n": 400}, content=sample.read_bytes())
             for sample in samples[:4]
         ]
         service.until("fvit_rows_waiting", lambda waiting: waiting > 100)

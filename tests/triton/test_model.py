@@ -37,7 +37,7 @@ def test_a_prediction_is_the_library_s_to_the_bit(
 
 def test_an_abstention_has_no_class(stream: Stream) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    found = stream.ask(pixels=pixels, task="predict", n=11, sigma=10.0, seed=3)
+    found = stream.ask(pixels=pixels, task="predict", n=11, sigma=1.0, seed=3)
     assert (found["index"].tolist(), found["label"].tolist()) == ([-1], [b""])
     assert found["counts"].sum() == 11
 

@@ -43,6 +43,7 @@ function fit() {
   const { grid, sigmas } = model();
   by("k").max = Math.max(1, Math.min(64, Math.floor((grid[0] * grid[1]) / 2)));
   by("sigma").min = Math.max(0.05, Math.ceil(sigmas[0] * 20) / 20);
+  by("sigma").max = Math.min(1, Math.floor(sigmas.at(-1) * 20 + 1e-4) / 20);
   label();
 }
 
