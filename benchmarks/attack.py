@@ -7,9 +7,9 @@ that is out, drawn at random: one follows gradients of the smoothed objective th
 (expectation over noisy copies), one tries random directions. What they propose lies between the 8-bit images,
 as the certificates allow, and is judged by the engine on fresh copies: a claim is broken where these refute
 it, which takes a class that 44 % of them have or fewer. So that an adversary that breaks nothing shows what
-it can do, the least support that it leaves a claim is told beside what the claim has without it. Gradients are
-computed in bf16 where the CPU multiplies that; the engine is the fastest that is installed. Every image is
-kept in the work folder as it is done, so a run that was stopped continues.
+it can do, the least support that it leaves a claim is told beside what the claim has without it. Gradients
+are computed in bf16 where the CPU multiplies that; the engine is the fastest that is installed. Every image
+is kept in the work folder as it is done, so a run that was stopped continues.
 """
 
 from __future__ import annotations

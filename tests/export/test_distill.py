@@ -150,7 +150,7 @@ def test_a_student_in_int8_takes_its_teachers_place(demo_bundle: Path, folder: P
 def test_two_minutes_on_the_embedded_data_make_a_student_that_denoises(
     demo_bundle: Path, tmp_path: Path
 ) -> None:
-    """The graph that is written takes three quarters of the noise at σ = 0.25 away; untrained it took half."""
+    """The graph that is written takes three quarters of the noise at σ = 0.25 away; untrained, half."""
     for number, pixels in enumerate(compositions(1000, seed=3, split="train").images):
         Image.fromarray(pixels).save(tmp_path / f"{number}.png")
     asked = StudentAsked(size="tiny", share=0.0, held_out=4, n=32)
