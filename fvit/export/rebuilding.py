@@ -77,7 +77,9 @@ def rebuild_denoiser(
     """
     manifest = bundle.manifest
     source: Diffusion | Restoration | Distilled
-    if manifest.denoiser.startswith(EMBEDDED) and place is None:
+    if place is not None:
+        source = load_denoiser(place, adm_flags=adm_flags, null_class=null_class)
+    elif manifest.denoiser.startswith(EMBEDDED):
         from fvit.demo import models
 
         source = models.load_denoiser(manifest.denoiser)
@@ -86,8 +88,6 @@ def rebuild_denoiser(
             f"the denoiser of {bundle.folder} is a student, of which nothing but the graph is kept, and that "
             f"has no gradients: attack the bundle of its teacher, {manifest.teacher.name}"
         )
-    elif place is not None:
-        source = load_denoiser(place, adm_flags=adm_flags, null_class=null_class)
     else:
         raise FvitError(
             f"the denoiser of {bundle.folder} is a graph, which has no gradients: give with --denoiser what "

@@ -121,9 +121,9 @@ def test_a_class_of_any_name_is_one_line_of_the_labels(
 ) -> None:
     labels = ["a\nb", *map(str, range(9))]
 
-    def renamed(folder: Path) -> object:
-        opened = open_bundle(folder)
-        return type(opened)(folder, opened.manifest.model_copy(update={"labels": tuple(labels)}), "")
+    def renamed(bundle: str) -> object:
+        opened = open_bundle(bundle)
+        return type(opened)(opened.folder, opened.manifest.model_copy(update={"labels": tuple(labels)}), "")
 
     monkeypatch.setattr("fvit.triton.repository.open_bundle", renamed)
     assert here("export", "triton", demo_bundle, tmp_path).status == 0
