@@ -15,6 +15,7 @@ is kept in the work folder as it is done, so a run that was stopped continues.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,11 +23,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from scipy.stats import beta
 from torch import Tensor
 
 import fvit
 from benchmarks.keeping import publish, resumed
+from fvit.certificates.bounds import clopper_pearson
 from fvit.certificates.refuting import doubted, refuted
 from fvit.demo.data import compositions
 from fvit.evaluation.adversarial import BEYOND_CHANCE, CONFIRMED, JUST_INSIDE, fresh
@@ -147,12 +148,13 @@ def judged(
     *,
     effort: Effort,
     seed: int,
+    decide: bool,
 ) -> tuple[bool, float]:
-    """Whether fresh copies refute a claim: few that cast doubt on it, then many that decide. And the few's
-    support."""
+    """Whether fresh copies refute a claim: few that cast doubt on it, then, where it is to be decided, many
+    that do. And the few's support."""
     few = fresh(vit, proposal, certificate, copies=effort.judged, seed=seed)
     found = support(claim, certificate, counts=few.counts, votes=few.votes[0])
-    if claim.refuted not in doubted(certificate, few, distance=0):
+    if not decide or claim.refuted not in doubted(certificate, few, distance=0):
         return False, found
     many = fresh(vit, proposal, certificate, copies=CONFIRMED, seed=seed + 1)
     return claim.refuted in refuted(certificate, many, distance=0, chance=BEYOND_CHANCE), found
@@ -175,18 +177,20 @@ def attack(
     for claim in claims(certificate, seed=seed):
         reach = scale * claim.radius
         loss = loss_of(claim, certificate)
-        # The stronger adversary first: what it breaks needs no other.
+        # The stronger adversary first: what it breaks need not be decided again.
         with torch.autocast("cpu", torch.bfloat16, enabled=fastest_arithmetic() == "bf16"):
             followed = adversary.follow(
                 pixels, loss=loss, norm="l2", radius=reach, sigma=certificate.sigma,
                 draw=np.random.default_rng([seed, 3]),
             )  # fmt: skip
         proposals = [followed, *random_proposals(pixels, radius=reach, effort=effort, seed=seed)]
-        each = [judged(vit, claim, certificate, one, effort=effort, seed=seed) for one in proposals]
+        broken, left = False, []
+        for one in proposals:
+            now, share = judged(vit, claim, certificate, one, effort=effort, seed=seed, decide=not broken)
+            broken = broken or now
+            left.append(share)
         before = support(claim, certificate, counts=untouched.counts, votes=untouched.votes[0])
-        outcome[claim.name] = Outcome(
-            any(broken for broken, _ in each), before, min(left for _, left in each)
-        )
+        outcome[claim.name] = Outcome(broken, before, min(left))
     return outcome
 
 
@@ -218,7 +222,8 @@ def main(
             }
 
         digest, engine = vit.bundle.digest, vit.engine
-        journal = work / f"{digest[:12]}-{engine['name']}-{n}.jsonl"
+        asked = sha256(f"{n} {effort} {SCALES}".encode()).hexdigest()
+        journal = work / f"{digest[:12]}-{engine['name']}-{asked[:8]}.jsonl"
         done = resumed(journal, images, measure, words="attacking")
     result: dict[str, Any] = {
         "bundle": digest, "engine": engine, "images": images, "n": n, "effort": vars(effort),
@@ -230,7 +235,7 @@ def main(
             result[f"{claim}, {name}"] = {
                 "attacked": len(tried),
                 "broken": broken,
-                "at most": float(beta.ppf(0.95, broken + 1, len(tried) - broken)) if tried else 1.0,
+                "at most": float(clopper_pearson(broken, len(tried), alpha=0.05)[1]) if tried else 1.0,
                 "before": [*np.quantile([each["before"] for each in tried] or [1.0], [0.5, 0])],
                 "least": [*np.quantile([each["least"] for each in tried] or [1.0], [0.5, 0])],
             }

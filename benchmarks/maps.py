@@ -7,9 +7,9 @@ against one τ, at level α/N: what passes keeps its side within σΦ⁻¹(τ). 
 column of the table is a certificate of its own; the map is one certificate, which gives each token a radius,
 and has nine tenths of α, as in a record.
 
-Asked of every explanation that a bundle of the embedded model can carry; each copy is drawn and denoised once
-for all of them. Bundles, and the votes of each image, are kept in the work folder: a run that was stopped
-goes on.
+Asked of every explanation that a bundle of the embedded model can carry; each copy is drawn and denoised
+once for all of them. The votes of each image are kept in the work folder, bundles in build/explanations: a
+run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,9 +74,12 @@ def theirs(chosen_from: Integers, tested: Integers, *, n0: int, n: int, tau: flo
 def exported(folder: Path) -> list[Path]:
     """A bundle of the embedded student and the original classifier for each explanation, in int8: the tuned
     one was tuned for `attention` alone."""
+    from fvit.demo import models
     from fvit.export.bundles import export_demo
     from fvit.export.explanations import EXPLANATIONS
 
+    weights = sha256(models.STUDENT.read_bytes() + models.CLASSIFIER.read_bytes()).hexdigest()
+    folder = folder / weights[:8]
     for name in EXPLANATIONS:
         if not (folder / name).exists():
             print(f"exporting {name}")
@@ -115,11 +119,11 @@ class Recorded:
 
 
 def alike(bundles: Sequence[Path], opened: ExitStack) -> dict[Path, fvit.FaithfulViT]:
-    """All of them on the engine that is the fastest for the first."""
-    first = opened.enter_context(fvit.load(bundles[0], device="auto"))
-    device = first.engine["device"]
-    others = {each: opened.enter_context(fvit.load(each, device=device)) for each in bundles[1:]}
-    return {bundles[0]: first} | others
+    """All of them on one engine: the one that each by itself would have, or else ONNX Runtime."""
+    with ExitStack() as tried:
+        found = {tried.enter_context(fvit.load(each, device="auto")).engine["device"] for each in bundles}
+    device = found.pop() if len(found) == 1 else "cpu"
+    return {each: opened.enter_context(fvit.load(each, device=device)) for each in bundles}
 
 
 def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Recorded]:
@@ -230,10 +234,15 @@ def markdown(result: Sequence[dict[str, Any]]) -> str:
     for each in result:
         for n, row in each["by n"].items():
             own = row["own radius"]
-            cells = (f"{at['theirs']:.3f} / {at['ours']:.3f} {verdict(at)}" for at in row["at"])
+            cells = (
+                f"{at['theirs']:.3f} / {at['ours']:.3f} {verdict(at)}"
+                if at["theirs"] or at["ours"]
+                else "0 / 0"
+                for at in row["at"]
+            )
             lines.append(
                 f"| {each['explanation']} | {each['images']} | {n:,} | "
-                + " | ".join(cells).replace("0.000 / 0.000", "0 / 0")
+                + " | ".join(cells)
                 + f" | {own['50%']:.3f} ({own['10%']:.3f} to {own['90%']:.3f}) | "
                 f"{row['in']:.0%}, {row['out']:.0%}, {1 - row['in'] - row['out']:.0%} |"
             )
@@ -279,6 +288,7 @@ def main(
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
     work: Annotated[Path, typer.Option(help="Folder for bundles and for finished images.")] = WORK,
 ) -> None:
+    require("matplotlib", extra="plots", purpose="the plot")
     found = recorded(exported(BUNDLES), images, work)
     result = [summary(bundle, each) for bundle, each in found.items()]
     publish("maps", {"explanations": result}, markdown(result))

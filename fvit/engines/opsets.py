@@ -26,10 +26,10 @@ def convert(graph: Path, target: Path, *, opset: int, batch: int) -> None:
     lie beside the graph are not read, so that they may be larger than 2 GB; they are copied to lie beside
     the target.
 
-    Written out are Gelu, which opset 20 introduced, Split, which onnx's converter cannot bring below 18, and
-    what TensorRT 8.6 takes from its plug-ins or not at
-    all (onnx-tensorrt's importers): instance normalisation, parts of shapes. onnx's own converter does the
-    rest. Raises FvitError where an operator has no older form.
+    Written out are Gelu, which opset 20 introduced, Split into equal parts, which onnx's converter cannot
+    bring below 18, and what TensorRT 8.6 takes from its plug-ins or not at all (onnx-tensorrt's
+    importers): instance normalisation, parts of shapes. onnx's own converter does the rest. Raises
+    FvitError where an operator has no older form.
     """
     onnx = require("onnx", extra="tensorrt", purpose="converting graphs for an older TensorRT")
     model = onnx.load(graph, load_external_data=False)

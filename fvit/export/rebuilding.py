@@ -102,7 +102,12 @@ def rebuild_denoiser(
     if not difference <= LARGEST_DIFFERENCE[manifest.precision]:
         raise FvitError(
             f"the denoiser of {bundle.folder} was not exported from {place or manifest.denoiser} (images "
-            f"differ by {difference:.1%}): give with --denoiser what {manifest.denoiser} was exported from"
+            f"differ by {difference:.1%}): "
+            + (
+                f"it is a student; attack the bundle of its teacher, {manifest.teacher.name}"
+                if manifest.teacher is not None
+                else f"give with --denoiser what {manifest.denoiser} was exported from"
+            )
         )
     return module
 
