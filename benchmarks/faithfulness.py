@@ -311,9 +311,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"{COPIES} copies, k = {K}, {result['engine']['name']}, {result['engine']['precision']}; in brackets "
         "95 % bootstrap intervals. + and −: better and worse than plain, by the interval of the difference "
         "on the same images, so that of a hundred cells without a difference five are marked; ≈: not told "
-        "apart. Overlap is with the clean image's first tokens, clean with those of other noise. An attack is "
-        "named by whose class or tokens it moves away from, and by its ℓ∞ budget in 255ths; none was made for "
-        "the ways without the denoiser. Deletion and insertion compare ways under one attack.",
+        "apart. Overlap is with the clean image's first tokens, clean with those of other noise. An attack "
+        "is named by whose class or tokens it moves away from, and by its ℓ∞ budget in 255ths; none was made "
+        "for the ways without the denoiser. Deletion and insertion compare ways under one attack.",
         "",
         "Where smoothing helps, and where not:",
         "",
