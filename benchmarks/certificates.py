@@ -351,9 +351,11 @@ def main(
     there = [outcomes for i in range(images) if (outcomes := kept(folder, i)) is not None]
     done = [measure(outcomes, thresholds) for outcomes in track(there, "images")]
     engine = engine_of(folder)
-    result = {"bundle": opened.digest, "engine": engine} | summary(done)
-    publish("certificates", result, markdown(result))
-    plot(result, RESULTS / "certificates.png")
+    networks = {name: getattr(opened.manifest, name) for name in ("denoiser", "classifier")}
+    result = {"bundle": opened.digest, "engine": engine} | networks | summary(done)
+    name = f"certificates-{networks['denoiser']}"
+    publish(name, result, markdown(result))
+    plot(result, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":
