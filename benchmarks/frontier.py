@@ -29,10 +29,10 @@ import numpy as np
 import typer
 from PIL import Image
 from rich.console import Console
-from rich.progress import track
 from timm.models.vision_transformer import VisionTransformer
 
 import fvit
+from benchmarks.engines import in_turn
 from benchmarks.keeping import RESULTS, publish, write_json
 from benchmarks.machine import machine
 from fvit.demo import models
@@ -58,7 +58,7 @@ IMAGES_SEED, POOL_SEED, TRAINING = 86, 0, 24_000
 COPIES, DECIDED, MOST, RADIUS = 200, 20, 1000, 0.2
 """Copies of an image; images that are decided, with at most so many copies, at this radius."""
 
-ROUNDS, TIMED = 7, 400
+ROUNDS = 7
 TEACHER, STUDENT = "teacher", f"width {models.STUDENT_SHAPE.width}, embedded"
 
 
@@ -164,20 +164,11 @@ def decisions(bundle: Bundle, files: Sequence[str]) -> dict[str, Any]:
 
 def speeds(bundles: dict[str, Bundle]) -> dict[str, dict[str, float]]:
     """By the denoiser's name, of one precision: copies/s, and how many times the teacher's in that round."""
-    image = compositions(1, seed=85, split="held-out").images[0]
-    rates: dict[str, list[float]] = {name: [] for name in bundles}
     with ExitStack() as opened:
         vits = {name: opened.enter_context(fvit.load(each)) for name, each in bundles.items()}
-        for vit in vits.values():
-            vit.certify(image, n=TIMED // 4, alpha=0.1)
-        for turn in track(range(ROUNDS), "copies/s"):
-            for name in bundles if turn % 2 else reversed(bundles):
-                began = time.perf_counter()
-                vits[name].certify(image, n=TIMED, seed=turn)
-                rates[name].append(TIMED / (time.perf_counter() - began))
-    against = np.array(rates[TEACHER])
+        rates = in_turn(vits, rounds=ROUNDS, words="copies/s")
     return {
-        name: {"copies": float(np.median(each)), "times": float(np.median(np.array(each) / against))}
+        name: {"copies": float(np.median(each)), "times": float(np.median(each / rates[TEACHER]))}
         for name, each in rates.items()
     }
 

@@ -121,9 +121,11 @@ class Recorded:
 def alike(bundles: Sequence[Path], opened: ExitStack) -> dict[Path, fvit.FaithfulViT]:
     """All of them on one engine: the one that each by itself would have, or else ONNX Runtime."""
     with ExitStack() as tried:
-        found = {tried.enter_context(fvit.load(each, device="auto")).engine["device"] for each in bundles}
-    device = found.pop() if len(found) == 1 else "cpu"
-    return {each: opened.enter_context(fvit.load(each, device=device)) for each in bundles}
+        found = {each: tried.enter_context(fvit.load(each, device="auto")) for each in bundles}
+        if len({vit.engine["device"] for vit in found.values()}) == 1:
+            opened.push(tried.pop_all())
+            return found
+    return {each: opened.enter_context(fvit.load(each, device="cpu")) for each in bundles}
 
 
 def recorded(bundles: Sequence[Path], images: int, work: Path) -> dict[Path, Recorded]:
@@ -286,7 +288,7 @@ def plot(result: Sequence[dict[str, Any]], file: Path) -> None:
 
 def main(
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 100,
-    work: Annotated[Path, typer.Option(help="Folder for bundles and for finished images.")] = WORK,
+    work: Annotated[Path, typer.Option(help="Folder for finished images.")] = WORK,
 ) -> None:
     require("matplotlib", extra="plots", purpose="the plot")
     found = recorded(exported(BUNDLES), images, work)
