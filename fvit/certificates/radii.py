@@ -13,8 +13,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import ndtri
-from scipy.stats import binomtest
+from scipy.special import betainc, ndtri
 
 Aggregate = Literal["vote", "mean"]
 Floats = NDArray[np.float64]
@@ -51,8 +50,8 @@ def linf_radius(radius: float, *, pixels: int) -> float:
 
 def leads_clearly(leader: int, runner_up: int, *, alpha: float) -> bool:
     """PREDICT of [3]: the two-sided binomial test that the leading class really leads, at level α."""
-    both = leader + runner_up
-    return both > 0 and bool(binomtest(leader, both, 0.5).pvalue <= alpha)
+    # At ½ both tails are alike, and a tail is an incomplete beta function: a fiftieth of scipy's binomtest.
+    return leader > runner_up and 2 * float(betainc(leader, runner_up + 1, 0.5)) <= alpha
 
 
 # --- section 5: the explanation --------------------------------------------------------------------

@@ -111,9 +111,13 @@ def _picture(
     shape = (planes[0].height, planes[0].width)
     if shape != size:
         planes = [ImageOps.fit(plane.convert("F"), size[::-1], Image.Resampling.BICUBIC) for plane in planes]
-    pixels = np.stack([np.rint(np.clip(np.asarray(plane), 0, 255)).astype(np.uint8) for plane in planes])
+    pixels = np.stack([_eight_bits(np.asarray(plane)) for plane in planes])
     own = hashlib.sha256(pixels.transpose(1, 2, 0).tobytes()).hexdigest()
     return Picture(pixels, name, digest or own, own, shape if shape != size else None, frames)
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return values if values.dtype == np.uint8 else np.rint(np.clip(values, 0, 255)).astype(np.uint8)
 
 
 def _path(image: Any) -> str:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 
 from fvit.certificates.literature import exact_radius, mirrored_radius, published_radius
 from fvit.certificates.radii import (
@@ -70,6 +70,14 @@ def test_prediction_needs_a_clear_lead() -> None:
     assert leads_clearly(32, 0, alpha=1e-3)
     assert not leads_clearly(17, 15, alpha=1e-3)
     assert not leads_clearly(0, 0, alpha=1e-3)
+
+
+def test_a_lead_is_judged_by_the_two_sided_binomial_test() -> None:
+    for both in (1, 2, 7, 32, 1001):
+        for leader in range(both // 2 + 1, both + 1):
+            expected = binomtest(leader, both, 0.5).pvalue
+            assert leads_clearly(leader, both - leader, alpha=expected * (1 + 1e-9)) or expected > 0.999
+            assert not leads_clearly(leader, both - leader, alpha=expected * (1 - 1e-9))
 
 
 def test_renyi_divergence_is_that_of_two_shifted_gaussians() -> None:
