@@ -4,10 +4,11 @@ import contextlib
 import ctypes
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -83,6 +84,17 @@ def ended(process: "subprocess.Popen[str]") -> Ended:
     stdout, stderr = process.communicate()
     assert "Traceback" not in stderr, stderr
     return Ended(process.returncode, stdout, stderr)
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """No file that this process writes may grow beyond so many bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def obey_modes() -> None:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,8 @@ from PIL import Image
 
 import fvit
 from fvit.demo import BUNDLE, SAMPLES
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a model hub
 
 
 @pytest.fixture(scope="session")

