@@ -172,7 +172,7 @@ def student(
 @app.command()
 def tuned(
     seed: SeedOption = 0,
-    steps: StepsOption = 1800,
+    steps: StepsOption = 3000,
     batch: BatchOption = 64,
     pool: PoolOption = 40_000,
     work: WorkOption = WORK,
@@ -186,7 +186,7 @@ def tuned(
         trained,
         original,
         images,
-        Settings(rate=1.5e-4, batch=batch, seed=seed, steps=steps),
+        Settings(rate=6e-4, batch=batch, seed=seed, steps=steps),
         denoise=partial(_denoised, models.load_student()),
         sigmas=(shape.lowest, shape.highest),
         work=work / "tuned",

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
@@ -12,9 +13,10 @@ from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.comparing import HeldOut, Measured
 from fvit.export.rebuilding import rebuild
 from fvit.export.training import Settings
-from fvit.export.tuning import Clean, TunedAsked, lost, train_classifier, tune_bundle
+from fvit.export.tuning import Clean, TunedAsked, lost, out_of_order, train_classifier, tune_bundle
 from fvit.runtime.bundle import CLASSIFIER, open_bundle, seal, write_bundle
-from tests.export.test_cli import last_line, run
+from tests.commands import here
+from tests.export.test_cli import last_line
 from tests.export.test_distill import Pixels
 
 QUIET = Console(quiet=True)
@@ -59,6 +61,19 @@ def tuned(explanation: str, work: Path, images: Pixels, *, steps: int = 30) -> l
 def test_explanations_of_every_kind_can_be_tuned(explanation: str, tmp_path: Path) -> None:
     losses = tuned(explanation, tmp_path, Pixels())
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_only_first_tokens_that_do_not_lead_are_out_of_order() -> None:
+    wanted = 0.5 ** torch.arange(12.0) / (2 - 0.5**11)
+    found = torch.stack([wanted, wanted, wanted.flip(0)])
+    found[1, [9, 10]] = found[1, [10, 9]]
+    kept, swapped, turned = out_of_order(wanted.expand(3, -1), found).tolist()
+    logs = (0.95 * found + 0.05 / 12).log()
+    assert kept < 0.01
+    # The tenth lies behind one other token, and the other nine lead as before.
+    assert swapped - kept == pytest.approx(float(logs[1, 10] - logs[1, 9]) / 10, abs=0.01)
+    # Each of the first ten lies behind both others.
+    assert turned == pytest.approx(float((logs[2, 10:, None] - logs[2, None, :10]).sum()) / 10, rel=0.01)
 
 
 def test_a_killed_tuning_goes_on_to_the_same_curve(tmp_path: Path) -> None:
@@ -108,8 +123,7 @@ def test_a_classifier_that_timm_does_not_know_is_refused_by_name(
     demo_bundle: Path, folder: Path, tmp_path: Path
 ) -> None:
     named = changed(demo_bundle, tmp_path / "named", classifier="mine")
-    done = run("fvit-export", "tune", named, tmp_path / "out", "--images", folder, "--held-out", "4")
-    assert done.returncode == 1
+    done = here("export", "tune", named, tmp_path / "out", "--images", folder, "--held-out", "4")
     assert "cannot be rebuilt: timm knows no model 'mine'" in last_line(done)
     assert not (tmp_path / "out").exists()
 
