@@ -3,9 +3,9 @@
     python -m benchmarks.sharing BUNDLE [--device cpu] [--seconds 30]
 
 Callers of predict(n = 16) that call again as soon as they are answered, 1, 4, 16 and 64 of them; the same
-beside four callers of certify(n = 5000); and one caller beside those four that calls once a second. All in
-one run, against one caller of certify(n = 5000) with the whole machine for itself, measured at the start and
-the end.
+beside four callers of certify(n = 5000); and, alone and beside those four, one caller that calls once a
+second. All in one run, each case between two of certify alone, so that a slow minute of the machine meets
+both.
 """
 
 from __future__ import annotations
@@ -104,7 +104,8 @@ class Load:
             self.copies["short"] += SHORT
 
 
-def measure(vit: fvit.FaithfulViT, *, seconds: float) -> dict[str, Any]:
+def measure(vit: fvit.FaithfulViT, *, seconds: float) -> list[dict[str, Any]]:
+    """A row for every case, with the copies/s of certify alone right before and right after it."""
     images = list(compositions(16, seed=80, split="held-out").images)
 
     def run(short: int = 0, long: int = 0, *, paced: bool = False) -> dict[str, Any]:
@@ -113,39 +114,36 @@ def measure(vit: fvit.FaithfulViT, *, seconds: float) -> dict[str, Any]:
         load.start(short, load.paced if paced else load.short)
         return load.measured(seconds, after=SETTLE if long else WARM)
 
-    result: dict[str, Any] = {"one_long": [run(long=1)], "long": run(long=LONG_CALLERS)}
-    result["alone"] = {str(callers): run(callers) for callers in CALLERS}
-    result["beside"] = {str(callers): run(callers, LONG_CALLERS) for callers in CALLERS}
-    result["paced_alone"] = run(1, paced=True)
-    result["paced_beside"] = run(1, LONG_CALLERS, paced=True)
-    result["one_long"].append(run(long=1))
-    return result
+    rows = []
+    for long in (0, LONG_CALLERS):
+        alone = [run(long=long or 1)["copies_per_second"]["long"]]
+        for short, paced in (*((callers, False) for callers in CALLERS), (1, True)):
+            row = {"short": short, "paced": paced, "long": long} | run(short, long, paced=paced)
+            alone.append(run(long=long or 1)["copies_per_second"]["long"])
+            rows.append(row | {"certify_alone": alone[-2:]})
+    return rows
 
 
 def markdown(result: dict[str, Any]) -> str:
-    ceiling = np.mean([each["copies_per_second"]["long"] for each in result["one_long"]])
-    kept = result["long"]["copies_per_second"]["long"]
-
-    def row(name: str, case: dict[str, Any]) -> str:
-        rates = case["copies_per_second"]
-        return (
-            f"| {name} | {rates['short']:.0f} | {rates['long']:.0f} | {sum(rates.values()) / ceiling:.1%} "
-            f"| {rates['long'] / kept:.0%} | {case['p50_ms']:.0f} | {case['p95_ms']:.0f} "
-            f"| {case['p99_ms']:.0f} | {case['calls']} |"
-        )
-
     lines = [
-        f"{result['machine']['cpu']}, {result['device']}, {result['precision']} bundle; one caller of "
-        f"certify(n = {LONG}): {ceiling:.0f} copies/s (100 %); {LONG_CALLERS} of them: {kept:.0f}.",
+        f"{result['machine']['cpu']} ({result['machine']['instructions']}), {result['device']}, "
+        f"{result['precision']} bundle, {result['seconds']:g} s each. Shares are of what certify(n = {LONG}) "
+        f"alone reaches right before and after: one caller of it, or {LONG_CALLERS} where they are beside.",
         "",
-        f"| callers of predict(n = {SHORT}) | their copies/s | copies/s of certify | both, of one certify's "
-        "| certify keeps | p50, ms | p95 | p99 | calls |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(row(callers, case) for callers, case in result["alone"].items()),
-        *(row(f"{callers}, beside 4 of certify", case) for callers, case in result["beside"].items()),
-        row("1, once a second", result["paced_alone"]),
-        row("1, once a second, beside 4 of certify", result["paced_beside"]),
+        f"| callers of predict(n = {SHORT}) | their copies/s | copies/s of certify | certify alone | both | "
+        "certify keeps | p50, ms | p95 | p99 | calls |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    for row in result["rows"]:
+        rates, alone = row["copies_per_second"], float(np.mean(row["certify_alone"]))
+        name = f"{row['short']}{', once a second' * row['paced']}"
+        name += f", beside {row['long']} of certify" if row["long"] else ""
+        both = "" if row["paced"] and not row["long"] else f"{sum(rates.values()) / alone:.1%}"
+        kept = f"{rates['long'] / alone:.0%}" if row["long"] else ""
+        lines.append(
+            f"| {name} | {rates['short']:.0f} | {rates['long']:.0f} | {alone:.0f} | {both} | {kept} "
+            f"| {row['p50_ms']:.0f} | {row['p95_ms']:.0f} | {row['p99_ms']:.0f} | {row['calls']} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -158,8 +156,9 @@ def main(
     ] = None,
 ) -> None:
     with fvit.load(bundle, device=device) as vit:
-        result = {"machine": machine(), "device": device, "precision": vit.bundle.manifest.precision}
-        result |= {"seconds": seconds} | measure(vit, seconds=seconds)
+        result: dict[str, Any] = {"machine": machine(), "device": device}
+        result |= {"precision": vit.bundle.manifest.precision, "seconds": seconds}
+        result["rows"] = measure(vit, seconds=seconds)
     if json_file is not None:
         write_json(json_file, result)
         print(markdown(result))

@@ -34,6 +34,12 @@ class Ended:
         return self.stderr[:-1]
 
 
+def last_line(ended: Ended) -> str:
+    """What a command said last that failed after some work."""
+    assert ended.status == 1, ended.stderr
+    return ended.stderr.strip().splitlines()[-1]
+
+
 def here(command: str, *arguments: object, stdout: TextIO | None = None, encoding: str = "utf-8") -> Ended:
     """Run fvit-`command` in this process, to its exit status. stdout: what takes its output, instead of a
     file of this encoding."""

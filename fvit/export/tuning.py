@@ -40,11 +40,14 @@ ATTRIBUTION = 0.3
 """Weight of the attribution's divergence beside the logits'."""
 
 FIRST = 10
-"""Tokens of the original's explanation that are to stay before all others, or all but one where there are
-fewer: as many as are certified unless told."""
+"""Tokens of the original's explanation that are to stay before all others, or all but one where there are no
+more: as many as are certified unless told."""
 
-EVEN_WITHIN = 0.05
-"""Two tokens whose logarithms of attribution differ by less are as good as even to the loss of order."""
+ORDER = 54.0
+"""Weight of the loss of order beside the logits' divergence."""
+
+TIED = 0.05
+"""Scale of the loss of order, in logarithms of attribution."""
 
 EVEN = 0.05
 """Of every attribution in the loss so much is spread evenly: explanations that cut at zero hold shares of
@@ -132,15 +135,15 @@ def train_classifier(
     """Tune a copy of the original in place, and return the loss of every step.
 
     The loss: with the original's class probabilities p and attribution w on the clean image, KL(p‖·) +
-    ATTRIBUTION · KL(w‖·) + out_of_order(w, ·) of the tuned one's on a denoised copy of each image, at a σ
-    that is log-uniform in the range, and on one in CLEAN of the images themselves. The denoiser stays as it
-    is. An explanation that differentiates is computed in fp32, and has no loss of order: of its many shares
-    of 0 none leads, and this loss grew when it was tried. name: of the original, for the plan. Raises
-    FvitError as train does.
+    ATTRIBUTION · KL(w‖·) + ORDER · out_of_order(w, ·) of the tuned one's on a denoised copy of each image, at
+    a σ that is log-uniform in the range, and on one in CLEAN of the images themselves. The denoiser stays as
+    it is. An explanation that differentiates is computed in fp32, and without the loss of order: many of its
+    shares are 0, none of which leads another. name: of the original, for the plan. Raises FvitError as train
+    does.
     """
     if tuned.needs_gradients:
         settings = dataclasses.replace(settings, mixed_precision="no")
-    ratio = math.log(sigmas[1] / sigmas[0])
+    ratio, order = math.log(sigmas[1] / sigmas[0]), 0.0 if tuned.needs_gradients else ORDER
 
     def loss(model: nn.Module, pixels: Tensor, draw: torch.Generator) -> Tensor:
         original.to(pixels.device)
@@ -159,12 +162,12 @@ def train_classifier(
         )
         of_tokens = F.kl_div(_mixed(spread).log(), _mixed(wanted[1]), reduction="none")
         rows = of_class.sum(dim=1) + ATTRIBUTION * of_tokens.sum(dim=1)
-        if not tuned.needs_gradients:
-            rows = rows + out_of_order(wanted[1], spread)
+        if order:
+            rows = rows + order * out_of_order(wanted[1], spread)
         total: Tensor = rows[: len(copies)].mean() + rows[-few:].mean()
         return total
 
-    plan = {"tuned": name, "sigmas": list(sigmas)}
+    plan = {"tuned": name, "sigmas": list(sigmas), "order": order}
     # On a CPU fused attention's backward pass takes twice as long in bfloat16 as all the rest of a step.
     plain = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
     with plain:
@@ -174,15 +177,16 @@ def train_classifier(
 
 
 def out_of_order(wanted: Tensor, found: Tensor) -> Tensor:
-    """[B] how far each of the FIRST tokens of `wanted` is from leading all others in `found`: the sum over
-    those others of EVEN_WITHIN · softplus(lead / EVEN_WITHIN), their lead being a difference of logarithms;
-    mean over the first. Attributions are [B,N]. A radius follows from how many copies agree about the first
-    tokens, which divergences of whole attributions hardly see.
+    """[B] how far the FIRST tokens of `wanted` are from leading all others in `found`: the mean, over pairs
+    of one of each, of TIED · softplus(lead of the other / TIED), a lead being a difference of logarithms of
+    attributions of which EVEN is spread. Attributions are [B,N]. A radius follows from how many copies agree
+    about the first tokens, which divergences of whole attributions hardly see.
     """
     first = min(FIRST, found.shape[1] - 1)
-    logs = torch.gather(_mixed(found).log(), 1, wanted.argsort(dim=1, descending=True))
+    order = wanted.argsort(dim=1, descending=True, stable=True)
+    logs = torch.gather(_mixed(found).log(), 1, order)
     leads = logs[:, None, first:] - logs[:, :first, None]
-    return EVEN_WITHIN * F.softplus(leads / EVEN_WITHIN).sum(dim=2).mean(dim=1)
+    return TIED * F.softplus(leads / TIED).mean(dim=(1, 2))
 
 
 def _mixed(attribution: Tensor) -> Tensor:
@@ -233,7 +237,7 @@ class Clean:
     @classmethod
     def of(cls, logits: Floats, attribution: Floats, held_out: HeldOut, *, wanted: Floats) -> Clean:
         """logits [M,C], attribution [M,N]; wanted: the original's attribution."""
-        k = min(10, attribution.shape[1] - 1)
+        k = min(FIRST, attribution.shape[1] - 1)
         tops, firsts = ([top_tokens(row, k).tolist() for row in each] for each in (attribution, wanted))
         return cls(
             k,

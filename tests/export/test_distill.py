@@ -22,9 +22,8 @@ from fvit.export.graphs import export_graph
 from fvit.export.students import Shape, Student, shape_of
 from fvit.export.training import PLAN, STATE, Settings
 from fvit.runtime.bundle import open_bundle
-from tests.commands import here, largest_file
+from tests.commands import here, largest_file, last_line
 from tests.export.denoising import saved, small_unet
-from tests.export.test_cli import last_line
 
 SHAPE = Shape(width=8, fold=4, lowest=0.12, highest=1.0)
 QUIET = Console(quiet=True)

@@ -1,6 +1,8 @@
 """Denoisers of one's own, the handbook's among them."""
 
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,7 @@ from fvit.export.bundles import export_bundle
 from fvit.export.graphs import export_graph
 from fvit.export.restoration import Restoration, load_restoration
 from fvit.runtime.bundle import DENOISER, open_bundle
-from tests.commands import here
-from tests.export.test_cli import last_line
+from tests.commands import here, last_line
 
 HANDBOOK = Path(__file__).parents[2] / "docs" / "denoisers.md"
 
@@ -53,7 +54,7 @@ class Broken(nn.Module):
 
 
 @pytest.fixture
-def handbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def handbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The working directory, with the handbook's module and weights for it."""
     (code,) = re.findall(r"```python\n# my_denoiser\.py\n(.*?)```", HANDBOOK.read_text(), flags=re.DOTALL)
     file = tmp_path / "my_denoiser.py"
@@ -63,7 +64,9 @@ def handbook(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     save_file(names["SmallUNet"]().state_dict(), tmp_path / "small_unet.safetensors")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.syspath_prepend(tmp_path)  # as the command does, and undone
+    yield tmp_path
+    sys.modules.pop("my_denoiser", None)
 
 
 def test_the_handbooks_network_certifies_from_the_command_line(handbook: Path, samples: list[Path]) -> None:

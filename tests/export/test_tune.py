@@ -15,8 +15,7 @@ from fvit.export.rebuilding import rebuild
 from fvit.export.training import Settings
 from fvit.export.tuning import Clean, TunedAsked, lost, out_of_order, train_classifier, tune_bundle
 from fvit.runtime.bundle import CLASSIFIER, open_bundle, seal, write_bundle
-from tests.commands import here
-from tests.export.test_cli import last_line
+from tests.commands import here, last_line
 from tests.export.test_distill import Pixels
 
 QUIET = Console(quiet=True)
@@ -57,7 +56,7 @@ def tuned(explanation: str, work: Path, images: Pixels, *, steps: int = 30) -> l
     )
 
 
-@pytest.mark.parametrize("explanation", ["attention", "gradient-attention"])
+@pytest.mark.parametrize("explanation", ["attention", "rollout", "gradient-attention"])
 def test_explanations_of_every_kind_can_be_tuned(explanation: str, tmp_path: Path) -> None:
     losses = tuned(explanation, tmp_path, Pixels())
     assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:5])
@@ -67,13 +66,13 @@ def test_only_first_tokens_that_do_not_lead_are_out_of_order() -> None:
     wanted = 0.5 ** torch.arange(12.0) / (2 - 0.5**11)
     found = torch.stack([wanted, wanted, wanted.flip(0)])
     found[1, [9, 10]] = found[1, [10, 9]]
-    kept, swapped, turned = out_of_order(wanted.expand(3, -1), found).tolist()
+    kept, swapped, turned = (20 * out_of_order(wanted.expand(3, -1), found)).tolist()  # of ten and two
     logs = (0.95 * found + 0.05 / 12).log()
-    assert kept < 0.01
+    assert kept < 0.03
     # The tenth lies behind one other token, and the other nine lead as before.
-    assert swapped - kept == pytest.approx(float(logs[1, 10] - logs[1, 9]) / 10, abs=0.01)
+    assert swapped - kept == pytest.approx(float(logs[1, 10] - logs[1, 9]), rel=0.2)
     # Each of the first ten lies behind both others.
-    assert turned == pytest.approx(float((logs[2, 10:, None] - logs[2, None, :10]).sum()) / 10, rel=0.01)
+    assert turned == pytest.approx(float((logs[2, 10:, None] - logs[2, None, :10]).sum()), rel=0.01)
 
 
 def test_a_killed_tuning_goes_on_to_the_same_curve(tmp_path: Path) -> None:
