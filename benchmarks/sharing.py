@@ -114,12 +114,15 @@ def measure(vit: fvit.FaithfulViT, *, seconds: float) -> list[dict[str, Any]]:
         load.start(short, load.paced if paced else load.short)
         return load.measured(seconds, after=SETTLE if long else WARM)
 
+    def certify_alone(callers: int) -> float:
+        return float(run(long=callers)["copies_per_second"]["long"])
+
     rows = []
     for long in (0, LONG_CALLERS):
-        alone = [run(long=long or 1)["copies_per_second"]["long"]]
+        alone = [certify_alone(long or 1)]
         for short, paced in (*((callers, False) for callers in CALLERS), (1, True)):
             row = {"short": short, "paced": paced, "long": long} | run(short, long, paced=paced)
-            alone.append(run(long=long or 1)["copies_per_second"]["long"])
+            alone.append(certify_alone(long or 1))
             rows.append(row | {"certify_alone": alone[-2:]})
     return rows
 

@@ -37,6 +37,7 @@ class Ended:
 def last_line(ended: Ended) -> str:
     """What a command said last that failed after some work."""
     assert ended.status == 1, ended.stderr
+    assert "Traceback" not in ended.stderr
     return ended.stderr.strip().splitlines()[-1]
 
 
