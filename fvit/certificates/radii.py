@@ -7,6 +7,7 @@ Sources: [1] Hu et al. 2024 (faithful ViTs), [3] Cohen et al. 2019 (class radius
 from __future__ import annotations
 
 import math
+from decimal import ROUND_DOWN, Decimal
 from fractions import Fraction
 from functools import lru_cache
 from typing import Literal
@@ -147,6 +148,12 @@ def shortened(radii: Floats, *, sigma: float) -> Floats:
     four digits take a fifth of the place in a record (section 5.3)."""
     steps = 10.0 ** (3 - math.floor(math.log10(sigma)))
     return np.asarray(np.trunc(radii * steps) / steps + 0.0)  # + 0.0 takes the sign from −0.0
+
+
+def in_digits(radius: float, *, digits: int) -> str:
+    """A radius >= 0 as a person reads it, cut off after so many decimals: rounded up it would claim more."""
+    step = Decimal(1).scaleb(-digits)
+    return str(Decimal(repr(float(radius))).quantize(step, rounding=ROUND_DOWN))
 
 
 def _inside(tokens: ArrayLike, *, count: int) -> NDArray[np.bool_]:

@@ -100,6 +100,12 @@ export function cursor(canvas, claim, token) {
   }
 }
 
+// A radius as a person reads it, cut off: rounded up it would claim more.
+export function digits(radius, count) {
+  const text = radius.toFixed(count);
+  return Number(text) > radius ? (Number(text) - 10 ** -count).toFixed(count) : text;
+}
+
 // What the record says of one token.
 export function words(claim, token, copies) {
   const [row, column] = [Math.floor(token / claim.grid[1]) + 1, (token % claim.grid[1]) + 1];
@@ -110,7 +116,7 @@ export function words(claim, token, copies) {
     `Row ${row}, column ${column}: top ${claim.k} in ${claim.votes[token].toLocaleString("en")} of ` +
     `${copies.toLocaleString("en")} copies` +
     (claim.map_radii ? `; ${side}` : "") +
-    (place < 0 ? "." : `; its place is certified within ${claim.token_radii[place].toFixed(4)}.`)
+    (place < 0 ? "." : `; its place is certified within ${digits(claim.token_radii[place], 4)}.`)
   );
 }
 

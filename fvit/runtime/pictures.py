@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fvit.certificates.claims import AttentionClaim
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.commands import one_line
 from fvit.extras import require
@@ -84,14 +85,15 @@ def in_words(certificate: Certificate) -> list[tuple[str, bool]]:
     if of_class.abstained:
         first = f"class: no majority is certain ({sure})"
     else:
-        first = f"class {_shown(of_class.label)}: stays within ℓ₂ radius {of_class.radius_l2:.2f} ({sure})"
+        within = in_digits(of_class.radius_l2, digits=2)
+        first = f"class {_shown(of_class.label)}: stays within ℓ₂ radius {within} ({sure})"
     if attention.abstained:
         second = f"explanation: the top {attention.k} tokens are not certified"
     else:
         kept = int(np.ceil(attention.beta * attention.k - 1e-9))
         second = (
             f"explanation: at least {kept} of its top {attention.k} tokens stay "
-            f"within ℓ₂ radius {attention.radius_l2:.2f}"
+            f"within ℓ₂ radius {in_digits(attention.radius_l2, digits=2)}"
         )
     return [(first, not of_class.abstained), (second, not attention.abstained)]
 
@@ -143,7 +145,7 @@ def _map(axes: Any, pixels: NDArray[np.uint8], certificate: Certificate) -> None
     radius = map_radius(certificate)
     sides = certificate.attention.map(radius)
     axes.imshow(np.asarray(draw_map(pixels, sides, size=(480, 480 * pixels.shape[1] // pixels.shape[2]))))
-    axes.set_title(f"certified map, r = {radius:.2f}", fontsize=13, color=INK, pad=7)
+    axes.set_title(f"certified map, r = {in_digits(radius, digits=2)}", fontsize=13, color=INK, pad=7)
     axes.set_axis_off()
     said = ((1, "light in"), (0, "hatched open"), (-1, "dark out"))
     axes.text(

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fvit.certificates.claims import AttentionClaim, ClassClaim
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.commands import one_line
@@ -51,4 +52,4 @@ def table_of(rows: Sequence[Row], terms: Terms) -> Table:
 
 
 def _radius(claim: ClassClaim | AttentionClaim) -> str:
-    return "–" if claim.abstained else f"{claim.radius_l2:.3f}"
+    return "–" if claim.abstained else in_digits(claim.radius_l2, digits=3)

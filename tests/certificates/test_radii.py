@@ -14,6 +14,7 @@ from fvit.certificates.radii import (
     attention_radius,
     class_radius,
     faithful_radius,
+    in_digits,
     leads_clearly,
     linf_radius,
     lost_tokens,
@@ -363,3 +364,11 @@ def test_no_classifier_solved_by_quadrature_changes_within_the_class_radius(dime
             tightest = max(tightest, radius / true)
     assert certified > 40
     assert tightest > 0.9
+
+
+@pytest.mark.parametrize(
+    ("radius", "said"),
+    [(0.4967, "0.49"), (0.29, "0.29"), (0.57, "0.57"), (0.0, "0.00"), (9.999, "9.99"), (1e-7, "0.00")],
+)
+def test_a_radius_is_never_shown_larger_than_it_is(radius: float, said: str) -> None:
+    assert in_digits(radius, digits=2) == said

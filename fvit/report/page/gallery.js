@@ -55,7 +55,7 @@ export async function begin(found) {
   const most = Math.max(0.01, Math.ceil(100 * Math.max(data.widest, data.radius)) / 100);
   for (const slider of [by("radius"), by("large-radius")]) {
     slider.max = most;
-    slider.value = Math.floor(100 * data.radius) / 100;
+    slider.value = draws.digits(data.radius, 2);
     slider.addEventListener("input", () => moved(slider));
   }
   for (const id of ["search", "group", "order"]) by(id).addEventListener("input", choose);
@@ -126,7 +126,7 @@ function card(place, number) {
 function words(place) {
   const made = document.createElement("p");
   const of = (name) => data.columns[name]?.[place] ?? null;
-  const within = (radius) => (radius > 0 ? `within ${radius.toFixed(3)}` : "not certified");
+  const within = (radius) => (radius > 0 ? `within ${draws.digits(radius, 3)}` : "not certified");
   const label = of("label");
   const verdict = document.createElement("span");
   verdict.textContent = `says ${of("class")}`;

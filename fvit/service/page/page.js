@@ -255,9 +255,9 @@ function say(what) {
   const attention = explained(last);
   by("status").textContent =
     `${what} Class ${of.label}` +
-    (of.abstained ? " is not certified" : ` stays within ${of.radius_l2.toFixed(3)}`) +
+    (of.abstained ? " is not certified" : ` stays within ${draws.digits(of.radius_l2, 3)}`) +
     "; the explanation " +
-    (attention.abstained ? "is not certified" : `stays within ${attention.radius_l2.toFixed(3)}`) +
+    (attention.abstained ? "is not certified" : `stays within ${draws.digits(attention.radius_l2, 3)}`) +
     ` (${copies.toLocaleString("en")} copies).`;
 }
 
@@ -284,7 +284,7 @@ function meter(name, claim) {
   const track = document.querySelector(`.meter.${name} .track`);
   track.querySelector(".fill").style.width = `${Math.min(100, (100 * radius) / most)}%`;
   track.querySelector(".goal").style.left = `calc(${Math.min(100, (100 * goal) / most)}% - 1.5px)`;
-  by(`${name}-radius`).textContent = claim ? (claim.abstained ? "not certified" : radius.toFixed(3)) : "–";
+  by(`${name}-radius`).textContent = claim ? (claim.abstained ? "not certified" : draws.digits(radius, 3)) : "–";
   const yes = Boolean(claim) && !claim.abstained && radius >= goal;
   const answer = by(`${name}-answer`);
   answer.className = yes ? "answer yes" : "answer";
