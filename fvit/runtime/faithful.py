@@ -215,8 +215,9 @@ class FaithfulViT:
     ) -> Iterator[Certificate]:
         """Certificates that grow with the copies, until n copies or some seconds after the first.
 
-        Each has a larger class or attention radius than all before it, but the last, which rests on every
-        copy; all of them are true at once with probability 1 − alpha. Leaving the iteration frees its
+        In each something is larger than in all before it: the class's radius, that of an explanation, or the
+        radii of a certified map in all; but the last rests on every copy. All of them are true at once with
+        probability 1 − alpha. Leaving the iteration frees its
         copies. Arguments and errors otherwise as certify.
         """
         terms = self.terms(
@@ -450,16 +451,18 @@ class FaithfulViT:
 
 
 class _Grown:
-    """Shows the certificates that have a larger radius than all before; `last` is the last shown."""
+    """Shows the certificates in which something is larger than in all before; `last` is the last shown."""
 
     def __init__(self, show: Callable[[Certificate], Any]) -> None:
         self.last: Certificate | None = None
-        self._show, self._class, self._attention = show, -1.0, -1.0
+        self._show, self._largest = show, np.zeros(1)
 
     def __call__(self, certificate: Certificate) -> None:
-        of_class, attention = certificate.class_.radius_l2, certificate.attention.radius_l2
-        if of_class > self._class or attention > self._attention:
-            self._class, self._attention = max(of_class, self._class), max(attention, self._attention)
+        claims = certificate.attentions
+        maps = [np.abs(claim.map_radii or ()).sum() for claim in claims]
+        sizes = np.array([certificate.class_.radius_l2, *(claim.radius_l2 for claim in claims), *maps])
+        if self.last is None or (sizes > self._largest).any():
+            self._largest = np.maximum(sizes, self._largest)
             self.last = certificate
             self._show(certificate)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
 import fvit
@@ -167,6 +168,14 @@ def test_a_decision_looks_where_it_looks_at_any_batch_and_in_any_company(
         assert [without_seconds(certificate) for certificate in together] == alone
 
 
+def sizes_of(certificate: fvit.Certificate) -> NDArray[np.float64]:
+    """Of its class, its set and its map."""
+    attention = certificate.attention
+    return np.array(
+        [certificate.class_.radius_l2, attention.radius_l2, np.abs(attention.map_radii or ()).sum()]
+    )
+
+
 def test_refining_shows_certificates_that_grow_and_all_follow(
     vit: fvit.FaithfulViT, samples: list[Path]
 ) -> None:
@@ -174,13 +183,21 @@ def test_refining_shows_certificates_that_grow_and_all_follow(
     assert shown[-1].copies == 120
     copies = [certificate.copies for certificate in shown]
     assert copies == sorted(set(copies))
-    best = (-1.0, -1.0)
+    best = np.full(3, -1.0)
     for certificate in shown[:-1]:
-        radii = (certificate.class_.radius_l2, certificate.attention.radius_l2)
-        assert radii[0] > best[0] or radii[1] > best[1]
-        best = (max(radii[0], best[0]), max(radii[1], best[1]))
+        sizes = sizes_of(certificate)
+        assert (sizes > best).any()
+        best = np.maximum(best, sizes)
     assert all(certificate.bound == "mixture" for certificate in shown)
     assert [verify(certificate.to_dict()) for certificate in shown] == [[]] * len(shown)
+
+
+def test_refining_shows_a_map_that_grows_alone(vit: fvit.FaithfulViT) -> None:
+    """Of a picture of nothing, of which nothing else is certified at first."""
+    nothing = np.full((64, 64, 3), 128, np.uint8)
+    first, second, third, *_ = (sizes_of(each) for each in vit.refine(nothing, n=60, k=1, seed=0))
+    assert not any(sizes[:2].any() for sizes in (first, second, third))
+    assert first[2] < second[2] < third[2]
 
 
 def test_leaving_a_refinement_frees_its_copies(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
