@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.certificates.claims import AttentionClaim, top_tokens
+from fvit.certificates.claims import AttentionClaim
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import UNIT
 from fvit.evaluation.judging import Judge, plain_shares, probabilities_of, smoothed_shares
@@ -29,7 +29,7 @@ from fvit.evaluation.measures import (
     Segmentation,
     Tokens,
 )
-from fvit.evaluation.metrics import Overlap, removed_counts, segmented
+from fvit.evaluation.metrics import Overlap, ranked, removed_counts, segmented
 from fvit.evaluation.perturbing import FILLS, Fill, filling, without
 from fvit.runtime.bundle import Manifest
 from fvit.runtime.faithful import FaithfulViT
@@ -68,7 +68,7 @@ def measure(
         model: explained_class(vit.bundle.manifest, int(shares.argmax()))
         for model, shares in untouched.items()
     }
-    orders = _orders(explanations)
+    orders = _orders(explanations, seed=certificate.seed)
     sets = certified_sets(certificate)
     curves, removals = [], []
     for fill in FILLS:
@@ -156,14 +156,16 @@ def mask_sha256(mask: Mask) -> str:
     return hashlib.sha256(mask.tobytes()).hexdigest()
 
 
-def _orders(explanations: Mapping[Explanation, Floats]) -> dict[tuple[Explanation, Order], list[Chosen]]:
+def _orders(
+    explanations: Mapping[Explanation, Floats], *, seed: int
+) -> dict[tuple[Explanation, Order], list[Chosen]]:
     """The sets of tokens that each curve removes, one after the other."""
     found: dict[tuple[Explanation, Order], list[Chosen]] = {}
     for name, attribution in explanations.items():
-        first = top_tokens(attribution, len(attribution))
+        first = ranked(attribution, seed=seed)
         for order in ORDERS:
-            ranked = first if order == "positive" else first[::-1]
-            found[name, order] = [ranked[:count] for count in removed_counts(len(ranked))]
+            tokens = first if order == "positive" else first[::-1]
+            found[name, order] = [tokens[:count] for count in removed_counts(len(tokens))]
     return found
 
 

@@ -27,6 +27,13 @@ THRESHOLDS = np.arange(20) / 20
 # --- perturbation ----------------------------------------------------------------------------------
 
 
+def ranked(attribution: Floats, *, seed: int) -> NDArray[np.int64]:
+    """[N] tokens, those with the largest attribution first. Ties fall at random by the seed: by index, the
+    many tokens that some explanations give nothing would be removed row by row from the top."""
+    any_order = np.random.default_rng(seed).permutation(len(attribution))
+    return np.asarray(np.lexsort((any_order, -np.asarray(attribution))), np.int64)
+
+
 def removed_counts(tokens: int) -> tuple[int, ...]:
     """How many of so many tokens are removed at 1, 2, … 9 tenths: rounded down."""
     return tuple(tenth * tokens // TENTHS for tenth in range(1, TENTHS))

@@ -8,7 +8,6 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.certificates.claims import top_tokens
 from fvit.certificates.record import Certificate
 from fvit.evaluation.figures import Key, Row
 from fvit.evaluation.measures import (
@@ -25,7 +24,7 @@ from fvit.evaluation.measures import (
     Model,
     Said,
 )
-from fvit.evaluation.metrics import OVERLAPS, TENTHS, THRESHOLDS, area_under, overlap_parts
+from fvit.evaluation.metrics import OVERLAPS, TENTHS, THRESHOLDS, area_under, overlap_parts, ranked
 from fvit.evaluation.perturbing import FILLS
 
 Part = tuple[Key, tuple[float, float]]
@@ -169,7 +168,7 @@ def _segmentation(mask: Masked | None) -> Iterator[Part]:
 def _localised(sides: Mapping[float, Sides], measures: Measures) -> Iterator[Part]:
     """Of the tokens that are certified in, how many touch the object; of as many that the plain explanation
     has first; and of as many of any."""
-    first = top_tokens(np.asarray(measures.attribution), len(measures.attribution))
+    first = ranked(np.asarray(measures.attribution), seed=measures.seed)
     touching = np.zeros(len(first), np.bool_)
     if measures.mask is not None:
         touching[list(measures.mask.tokens)] = True

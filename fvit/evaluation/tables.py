@@ -169,11 +169,14 @@ def in_short(found: Json, *, sigma: float) -> Table:
     for claim, figure in found["abstained"].items():
         add(f"{claim} abstains", figure)
     accurate = "certified_accuracy" if "certified_accuracy" in found else "certified"
+    sides = {row["radius"]: {side: row[side] for side in ("in", "out")} for row in found.get("map", ())}
     for row in found[accurate]:
         if any(math.isclose(row["radius"], times * sigma, rel_tol=1e-4) for times in (0, 1, 2)):
             words = accurate.replace("_", " ")
             for claim in CLAIMS:
                 add(f"{words} at {row['radius']:g}, {claim}", row[claim])
+            for side, figure in sides.get(row["radius"], {}).items():
+                add(f"tokens certified {side} at {row['radius']:g}", figure)
     what = "accuracy" if "accuracy" in found else "kept"
     for curve in found["curves"]:
         if curve["fill"] == "mean":
@@ -198,4 +201,6 @@ def in_short(found: Json, *, sigma: float) -> Table:
             add(f"on the object, {name.replace('_', ' ')}", row[name])
     for name, figure in found.get("mosaics", {}).get("in_its_quarter", {}).items():
         add(f"in its quarter, {name}", figure)
+    for row in found.get("mosaics", {}).get("certified_in", [])[:1]:
+        add("in its quarter, certified in", row["in_its_quarter"])
     return drawn

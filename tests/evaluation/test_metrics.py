@@ -13,6 +13,7 @@ from fvit.evaluation.metrics import (
     average_precision,
     average_precision_of_both,
     enlarged,
+    ranked,
     removed_counts,
     scaled,
     segmented,
@@ -26,6 +27,14 @@ def test_tenths_of_the_tokens_are_rounded_down() -> None:
     assert removed_counts(16) == (1, 3, 4, 6, 8, 9, 11, 12, 14)
     assert removed_counts(10) == (1, 2, 3, 4, 5, 6, 7, 8, 9)
     assert removed_counts(4) == (0, 0, 1, 1, 2, 2, 2, 3, 3)
+
+
+def test_the_largest_come_first_and_ties_fall_at_random() -> None:
+    """Many tokens that an explanation gives nothing are not in the order of the image's rows."""
+    orders = [ranked(np.array([0.0, 0.3, 0.0, 0.7, 0.0]), seed=seed).tolist() for seed in range(60)]
+    assert {tuple(order[:2]) for order in orders} == {(3, 1)}
+    assert len({tuple(order[2:]) for order in orders}) == 6
+    assert orders[7] == ranked(np.array([0.0, 0.3, 0.0, 0.7, 0.0]), seed=7).tolist()
 
 
 def test_the_area_under_a_curve() -> None:
