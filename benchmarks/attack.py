@@ -1,15 +1,16 @@
 """Does an adversary find anything inside a certified radius, and how often at twice and four times of it?
 
-    python -m benchmarks.attack BUNDLE [--images 200]
+    python -m benchmarks.attack BUNDLE [--images 200] [--beyond 50]
 
 Two adversaries, each against the class, the explanation, and the sides of two tokens, one that is in and one
 that is out, drawn at random: one follows gradients of the smoothed objective through the torch models
 (expectation over noisy copies), one tries random directions. What they propose lies between the 8-bit images,
 as the certificates allow, and is judged by the engine on fresh copies: a claim is broken where these refute
 it, which takes a class that 44 % of them have or fewer. So that an adversary that breaks nothing shows what
-it can do, the least support that it leaves a claim is told beside what the claim has without it. Gradients
-are computed in bf16 where the CPU multiplies that; the engine is the fastest that is installed. Every image
-is kept in the work folder as it is done, so a run that was stopped continues.
+it can do, the least support that it leaves a claim is told beside what the claim has without it, and the
+first images are attacked far outside their radii too. Gradients are computed in bf16 where the CPU multiplies
+that; the engine is the fastest that is installed. Every image is kept in the work folder as it is done, so a
+run that was stopped continues.
 """
 
 from __future__ import annotations
@@ -194,12 +195,15 @@ def attack(
     return outcome
 
 
-SCALES = {"inside": JUST_INSIDE, "twice": 2.0, "four times": 4.0}
+INSIDE = {"inside": JUST_INSIDE}
+BEYOND = {"twice": 2.0, "four times": 4.0}
+SCALES = INSIDE | BEYOND
 
 
 def main(
     bundle: Annotated[str, typer.Argument(help="The demo bundle.")],
     images: Annotated[int, typer.Option(help="Held-out compositions to attack.")] = 200,
+    beyond: Annotated[int, typer.Option(help="So many of them, the first, outside their radii too.")] = 50,
     n: Annotated[int, typer.Option(help="Copies of each image.")] = 1000,
     work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/attack"),
 ) -> None:
@@ -218,11 +222,11 @@ def main(
                         vit, adversary, picture, certificate, scale=scale, effort=effort, seed=i
                     ).items()
                 }
-                for name, scale in SCALES.items()
+                for name, scale in (SCALES if i < beyond else INSIDE).items()
             }
 
         digest, engine = vit.bundle.digest, vit.engine
-        asked = sha256(f"{n} {effort} {SCALES}".encode()).hexdigest()
+        asked = sha256(f"{n} {effort} {SCALES} {beyond}".encode()).hexdigest()
         journal = work / f"{digest[:12]}-{engine['name']}-{asked[:8]}.jsonl"
         done = resumed(journal, images, measure, words="attacking")
     result: dict[str, Any] = {
@@ -230,7 +234,7 @@ def main(
     }  # fmt: skip
     for name in SCALES:
         for claim in CLAIMS:
-            tried = [each[name][claim] for each in done if claim in each[name]]
+            tried = [each[name][claim] for each in done if claim in each.get(name, {})]
             broken = sum(each["broken"] for each in tried)
             result[f"{claim}, {name}"] = {
                 "attacked": len(tried),
@@ -249,7 +253,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['engine']['name']}, {result['engine']['precision']}. "
         f"For each claim {effort['directions']} random directions and "
         f"{effort['steps']} gradient steps over {effort['copies']} copies each; "
-        f"proposals judged on {effort['judged']} fresh copies.",
+        f"proposals judged on {effort['judged']} fresh copies, and where these cast doubt on a claim, on "
+        f"{CONFIRMED:,} more: broken is what those refute, as they do a true claim with chance "
+        f"{BEYOND_CHANCE:g}.",
         "",
         "Support: the share of these that have the class, or of its tokens' votes: median (smallest) over "
         "images, without the attack and the least that any proposal left.",
