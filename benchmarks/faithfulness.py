@@ -11,20 +11,25 @@ untouched image, by gradients of the plain model or, in expectation over copies,
 explanations meet the one that the literature has, against the plain model's class; `attention` meets all. No
 adversary follows the ways without the denoiser: what meets them was made for another model.
 
-Measures are those of fvit-evaluate (docs/evaluation.md): deletion and insertion are judged by the plain
-model, for the class that it sees in the untouched image, so they compare ways under one attack and not
-attacks. Each way is held against the plain one on the same images. Gradients are computed in bf16 where the
-CPU multiplies that; the engine is the fastest that is installed. Every image is kept in the work folder as it
-is done, so a run that was stopped goes on.
+Measures are those of fvit-evaluate (docs/evaluation.md). Deletion and insertion are judged by the plain
+model, once for the class that the way itself says of the image that it met, which its explanation is of, and
+once for the class that the plain model sees in the untouched image; they compare ways under one attack and
+not attacks. Each way is held against the plain one on the same images, and the smoothed model under the
+attacks on it against the plain one under those on that. Gradients are computed in bf16 where the CPU
+multiplies that; the engine is the fastest that is installed. Every image is kept in the work folder as it is
+done, so a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from hashlib import sha256
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -44,7 +49,7 @@ from fvit.demo.data import compositions
 from fvit.evaluation.adversarial import rounded
 from fvit.evaluation.figures import Figure, Figures, Rows
 from fvit.evaluation.judging import probabilities_of
-from fvit.evaluation.metrics import area_under, overlap_parts, removed_counts, segmented
+from fvit.evaluation.metrics import area_under, overlap_parts, ranked, removed_counts, segmented
 from fvit.evaluation.perturbing import filling, without
 from fvit.export.attacking import Adversary, away_from_class, away_from_tokens
 from fvit.export.training import fastest_arithmetic
@@ -59,6 +64,9 @@ Pixels: TypeAlias = NDArray[np.uint8]
 IMAGES_SEED, NOISE_SEED = 82, 20261127
 SIGMA, K, COPIES, AT_ONCE = 0.25, 10, 32, 8
 BUDGETS = (2, 4, 8)
+STEPS, FOLLOWED = 10, 8
+"""Gradient steps of an attack, and copies that each of them follows."""
+
 FIRST = "attention"
 """The explanation that is attacked."""
 
@@ -125,17 +133,21 @@ def attacked(
     return rounded(proposed, picture.pixels, budget=met.budget)
 
 
-def explained(models: Models, names: Sequence[str], pixels: Pixels, way: Way, *, key: int) -> Explained:
+def explained(
+    models: Models, names: Sequence[str], pixels: Pixels, way: Way, cores: Executor, *, key: int
+) -> Explained:
     """What the copies of an image say, and the mean of each explanation over them."""
+
+    def some(first: int, *, sigma: float) -> list[tuple[Floats, Floats]]:
+        seen = noisy_copies(pixels, range(first, first + AT_ONCE), sigma=sigma, key=key)
+        if way.denoised:
+            seen = models[FIRST].pipeline.denoise(seen, sigma=np.full(AT_ONCE, sigma, np.float32))
+        return [models[name].pipeline.classify(seen) for name in names]
+
     if way.sigma is None:
         parts = [[classify_plain(models[name], pixels[None]) for name in names]]
     else:
-        parts = []
-        for first in range(0, COPIES, AT_ONCE):
-            seen = noisy_copies(pixels, range(first, first + AT_ONCE), sigma=way.sigma, key=key)
-            if way.denoised:
-                seen = models[FIRST].pipeline.denoise(seen, sigma=np.full(AT_ONCE, way.sigma, np.float32))
-            parts.append([models[name].pipeline.classify(seen) for name in names])
+        parts = list(cores.map(partial(some, sigma=way.sigma), range(0, COPIES, AT_ONCE)))
     votes = np.concatenate([part[0][0].argmax(axis=1) for part in parts])
     means = {
         name: np.concatenate([part[place][1] for part in parts]).mean(axis=0, dtype=np.float64)
@@ -156,32 +168,43 @@ Part: TypeAlias = "tuple[float, float]"
 
 
 def measured(
-    models: Models, adversary: Adversary, picture: Picture, *, label: int, mask: Mask, seed: int
+    models: Models,
+    adversary: Adversary,
+    picture: Picture,
+    cores: Executor,
+    *,
+    label: int,
+    mask: Mask,
+    seed: int,
 ) -> Iterator[tuple[str, Part]]:
     """One image's part of every figure, by a key of words between bars."""
     clean: dict[tuple[Way, str], set[int]] = {}
     logits, plain = classify_plain(models[FIRST], picture.pixels[None])
     index = int(logits[0].argmax())
     aims = {"plain": (index, top_tokens(plain[0], K).tolist())}
-    for met in (CLEAN, *ATTACKS):
+    for number, met in enumerate((CLEAN, *ATTACKS)):
         aim, tokens = aims[met.model]
         pixels = attacked(adversary, picture, met, index=aim, tokens=tokens, seed=seed)
         names = list(models) if met.by_all else [FIRST]
         own = models[FIRST].read(pixels.transpose(1, 2, 0)).pixels_sha256
         key, other = (philox_key(own, size=mask.shape, seed=NOISE_SEED + i) for i in range(2))
+        ties = 2 * (seed * (1 + len(ATTACKS)) + number)
         for way in WAYS:
-            found = explained(models, names, pixels, way, key=key)
-            again = explained(models, names, pixels, way, key=other) if met is CLEAN else found
+            found = again = explained(models, names, pixels, way, cores, key=key)
+            if met is CLEAN and way.sigma is not None:
+                again = explained(models, names, pixels, way, cores, key=other)
             if met is CLEAN and way.name == "smoothed":
                 aims[way.name] = (found.index, top_tokens(found.attributions[FIRST], K).tolist())
             yield _key(met, way, "accuracy"), (float(found.index == label), 1)
-            for name, attribution in found.attributions.items():
-                top = set(top_tokens(again.attributions[name], K).tolist())
-                before = clean.setdefault((way, name), set(top_tokens(attribution, K).tolist()))
+            orders = {name: ranked(each, seed=ties) for name, each in found.attributions.items()}
+            classes = {"": found.index, CLEAN_CLASS: index}
+            judge = partial(judged, models[FIRST], pixels, classes=classes)
+            for (name, order), parts in zip(orders.items(), cores.map(judge, orders.values()), strict=True):
+                top = set(ranked(again.attributions[name], seed=ties + (met is CLEAN))[:K].tolist())
+                before = clean.setdefault((way, name), set(order[:K].tolist()))
                 yield _key(met, way, "overlap", name), (len(top & before) / K, 1)
-                for what, part in _judged(models[FIRST], pixels, attribution, index=index):
-                    yield _key(met, way, what, name), part
-                for what, part in _segmented(attribution, mask, grid=models[FIRST].bundle.manifest.grid):
+                segments = _segmented(found.attributions[name], mask, grid=models[FIRST].bundle.manifest.grid)
+                for what, part in (*parts, *segments):
                     yield _key(met, way, what, name), part
 
 
@@ -189,20 +212,22 @@ def _key(met: Met, way: Way, *others: str) -> str:
     return "|".join((met.name, way.name, *others))
 
 
-def _judged(
-    vit: fvit.FaithfulViT, pixels: Pixels, attribution: NDArray[np.float64], *, index: int
-) -> Iterator[tuple[str, Part]]:
-    """Deletion removes the most relevant tokens first, insertion puts them in first: it ends with the least
-    relevant ones removed alone."""
+def judged(
+    vit: fvit.FaithfulViT, pixels: Pixels, order: NDArray[np.int64], *, classes: Mapping[str, int]
+) -> list[tuple[str, Part]]:
+    """Deletion removes the tokens in this order, insertion puts them in: it ends with the last ones removed
+    alone. classes: those whose probability is told, by what is added to the measures' names."""
     grid = vit.bundle.manifest.grid
-    ranked = top_tokens(attribution, len(attribution))
-    counts = removed_counts(len(ranked))
-    sets = [order[:count] for order in (ranked, ranked[::-1]) for count in counts]
+    counts = removed_counts(len(order))
+    sets = [each[:count] for each in (order, order[::-1]) for count in counts]
     changed = without(pixels, filling(pixels, "mean", grid=grid), sets, grid=grid)
     logits, _ = classify_plain(vit, np.concatenate([pixels[None], changed]))
-    shares = probabilities_of(logits)[:, index]
-    for what, points in (("deletion", shares[1 : len(counts) + 1]), ("insertion", shares[-len(counts) :])):
-        yield what, (float(area_under(np.append(shares[0], points))), 1)
+    found = []
+    for words, index in classes.items():
+        untouched, *shares = probabilities_of(logits)[:, index]
+        for what, points in (("deletion", shares[: len(counts)]), ("insertion", shares[len(counts) :])):
+            found.append((what + words, (float(area_under(np.array([untouched, *points]))), 1.0)))
+    return found
 
 
 def _segmented(
@@ -216,12 +241,13 @@ def _segmented(
     yield "mAP", (found.average_precision, 1)
 
 
-def costs(vit: fvit.FaithfulViT, picture: Picture) -> list[dict[str, Any]]:
-    """Seconds, and joules where they are counted, of an explanation each way and of a certificate."""
+def costs(vit: fvit.FaithfulViT, picture: Picture, cores: Executor) -> list[dict[str, Any]]:
+    """Seconds, and the processors' joules where they are counted, of an explanation each way and of a
+    certificate."""
     key = philox_key(picture.pixels_sha256, size=vit.pipeline.image_size, seed=NOISE_SEED)
     work: dict[str, Callable[[], object]] = {
         f"{way.name}, {1 if way.sigma is None else COPIES} copies": partial(
-            explained, {FIRST: vit}, [FIRST], picture.pixels, way, key=key
+            explained, {FIRST: vit}, [FIRST], picture.pixels, way, cores, key=key
         )
         for way in WAYS
     }
@@ -235,21 +261,28 @@ def costs(vit: fvit.FaithfulViT, picture: Picture) -> list[dict[str, Any]]:
             times += 1
         seconds, of_cores = (time.perf_counter() - start) / times, (time.process_time() - worked) / times
         after = joules()
-        used = None if before is None or after is None else (after - before) / times
+        # A counter that began anew tells nothing.
+        used = None if before is None or after is None or after < before else (after - before) / times
         found.append({"what": name, "seconds": seconds, "core seconds": of_cores, "joules": used})
     return found
 
 
-MEASURES = {"overlap": 1, "deletion": -1, "insertion": 1, "pixel accuracy": 1, "mIoU": 1, "mAP": 1}
-"""Measures, and which way is better."""
+CLEAN_CLASS = ", clean class"
+
+MEASURES = {
+    "overlap": 1, "deletion": -1, "insertion": 1, f"deletion{CLEAN_CLASS}": -1, f"insertion{CLEAN_CLASS}": 1,
+    "pixel accuracy": 1, "mIoU": 1, "mAP": 1,
+}  # fmt: skip
+"""Measures of an explanation, and which way is better."""
 
 PLAIN, SMOOTHED = WAYS[0], WAYS[1]
 
 
 def figures_of(
     done: Sequence[Mapping[str, Part]], names: Sequence[str]
-) -> tuple[dict[str, Figure], dict[str, Figure]]:
-    """By key: the figures, and how much larger they are than those of the plain way."""
+) -> tuple[dict[str, Figure], dict[str, Figure], dict[str, Figure]]:
+    """By key: the figures; how much larger they are than those of the plain way; and how much larger those
+    of the smoothed model under an attack on it than the plain one's under the same on that."""
     rows = Rows()
     for each in done:
         rows.add({(key,): (part[0], part[1]) for key, part in each.items()})
@@ -259,7 +292,7 @@ def figures_of(
         each = ("IoU of the object", "IoU of the background") if what == "mIoU" else (what,)
         return [(_key(met, way, part, *name),) for part in each]
 
-    found, more = {}, {}
+    found, more, own = {}, {}, {}
     for met, way in product((CLEAN, *ATTACKS), WAYS):
         cells = [("accuracy",), *product(MEASURES, names if met.by_all else [FIRST])]
         for cell in cells:
@@ -267,7 +300,20 @@ def figures_of(
             found[key] = figures.of(*parts(met, way, *cell))
             if way is not PLAIN:
                 more[key] = figures.difference(parts(met, way, *cell), parts(met, PLAIN, *cell))
-    return found, more
+    for on_plain, on_smoothed in OWN:
+        for cell in (("accuracy",), *product(MEASURES, [FIRST])):
+            key = _key(on_smoothed, SMOOTHED, *cell)
+            own[key] = figures.difference(parts(on_smoothed, SMOOTHED, *cell), parts(on_plain, PLAIN, *cell))
+    return found, more, own
+
+
+OWN = [
+    (on_plain, on_smoothed)
+    for on_plain, on_smoothed in product(ATTACKS, repeat=2)
+    if (on_plain.model, on_smoothed.model) == ("plain", "smoothed")
+    and (on_plain.target, on_plain.budget) == (on_smoothed.target, on_smoothed.budget)
+]
+"""The same attack on the plain and on the smoothed model."""
 
 
 def verdict(more: Figure, better: int) -> str:
@@ -289,21 +335,37 @@ def no_help(result: dict[str, Any]) -> Iterator[str]:
         }
         told = {mark: [cell for cell, found in cells.items() if found == mark] for mark in "+≈−"}
         worse = "; ".join(f"`{name}` {what}" for name, what in told["−"])
+        accuracy = result["more than plain"][_key(met, SMOOTHED, "accuracy")]
         yield (
             f"- {met.name[0].upper()}{met.name[1:]}: smoothed is better than plain in {len(told['+'])} of "
             f"{len(cells)} cells, not told apart in {len(told['≈'])}, worse in {len(told['−'])}"
-            f"{f' ({worse})' if worse else ''}."
+            f"{f' ({worse})' if worse else ''}; its accuracy is {_more(accuracy)} {verdict(accuracy, 1)}."
         )
+
+
+def _more(figure: Figure) -> str:
+    return f"{figure['value']:+.3f} ({figure['low']:+.3f} to {figure['high']:+.3f})"
+
+
+def under_its_own(own: Mapping[str, Figure]) -> Iterator[str]:
+    """A row an attack on each of the two models: the differences in every measure."""
+    better = {("accuracy",): 1} | {(what, FIRST): sign for what, sign in MEASURES.items()}
+    yield f"| attack on each | {' | '.join(what for what, *_ in better)} |"
+    yield "|---" * (1 + len(better)) + "|"
+    for _, met in OWN:
+        found = {what: own[_key(met, SMOOTHED, *what)] for what in better}
+        cells = (f"{_more(figure)} {verdict(figure, better[what])}" for what, figure in found.items())
+        yield f"| {met.target}, {met.budget} | {' | '.join(cells)} |"
 
 
 def markdown(result: dict[str, Any]) -> str:
     figures: dict[str, Figure] = result["figures"]
 
-    def cell(met: Met, way: Way, what: str, name: str) -> str:
-        key = _key(met, way, what, name)
+    def cell(met: Met, way: Way, what: str, *name: str) -> str:
+        key = _key(met, way, what, *name)
         figure = figures[key]
         same = way is PLAIN or (met, what) == (CLEAN, "overlap")
-        mark = "" if same else f" {verdict(result['more than plain'][key], MEASURES[what])}"
+        mark = "" if same else f" {verdict(result['more than plain'][key], MEASURES.get(what, 1))}"
         return f"{figure['value']:.3f} ({figure['low']:.3f}–{figure['high']:.3f}){mark}"
 
     lines = [
@@ -313,7 +375,14 @@ def markdown(result: dict[str, Any]) -> str:
         "on the same images, so that of a hundred cells without a difference five are marked; ≈: not told "
         "apart. Overlap is with the clean image's first tokens, clean with those of other noise. An attack "
         "is named by whose class or tokens it moves away from, and by its ℓ∞ budget in 255ths; none was made "
-        "for the ways without the denoiser. Deletion and insertion compare ways under one attack.",
+        "for the ways without the denoiser, and what was made for the plain model only carries over to the "
+        "smoothed one. Deletion and insertion compare ways under one attack: for the class that the way "
+        f"itself says of the image that it met and, as “{CLEAN_CLASS[2:]}”, for the one that the plain model "
+        "sees in the untouched image.",
+        "",
+        "Each model under the attacks on itself, smoothed less plain (`attention`):",
+        "",
+        *under_its_own(result["each under its own"]),
         "",
         "Where smoothing helps, and where not:",
         "",
@@ -325,7 +394,7 @@ def markdown(result: dict[str, Any]) -> str:
         "|---" * (2 + len(ATTACKS)) + "|",
     ]
     for way in WAYS:
-        row = " | ".join(f"{figures[_key(met, way, 'accuracy')]['value']:.3f}" for met in (CLEAN, *ATTACKS))
+        row = " | ".join(cell(met, way, "accuracy") for met in (CLEAN, *ATTACKS))
         lines.append(f"| {way.name} | {row} |")
     for met in (CLEAN, *ATTACKS):
         names = result["explanations"] if met.by_all else [FIRST]
@@ -336,8 +405,8 @@ def markdown(result: dict[str, Any]) -> str:
             for name in names
             for way in WAYS
         ]
-    lines += ["", "What it costs, with `attention`; a certificate uses every core:", ""]
-    lines += ["| | seconds | seconds of a core | joules |", "|---|---|---|---|"]
+    lines += ["", "What it costs, with `attention`, on every core:", ""]
+    lines += ["| | seconds | seconds of a core | joules of the processors (RAPL) |", "|---|---|---|---|"]
     lines += [
         f"| {each['what']} | {each['seconds']:.3f} | {each['core seconds']:.3f} "
         f"| {'not told by this machine' if each['joules'] is None else format(each['joules'], '.1f')} |"
@@ -355,23 +424,27 @@ def main(
         bundles = exported(BUNDLES)
         models = {bundle.name: vit for bundle, vit in alike(bundles, opened).items()}
         first = models[FIRST]
-        adversary = Adversary.of(first.bundle, weights=None, denoiser=None, steps=10, copies=8)
+        adversary = Adversary.of(first.bundle, weights=None, denoiser=None, steps=STEPS, copies=FOLLOWED)
+        cores = opened.enter_context(ThreadPoolExecutor(len(os.sched_getaffinity(0))))
 
         def measure(i: int) -> dict[str, Any]:
             return dict(
                 measured(
-                    models, adversary, first.read(data.images[i]), label=int(data.labels[i]),
+                    models, adversary, first.read(data.images[i]), cores, label=int(data.labels[i]),
                     mask=data.masks[i].astype(np.int8), seed=i,
                 )
             )  # fmt: skip
 
-        names = [vit.bundle.digest[:4] for vit in models.values()] + [first.engine["name"]]
-        done = resumed(work / f"{'-'.join(names)}.jsonl", images, measure, words="images")
-        figures, more = figures_of(done, list(models))
+        asked = f"{WAYS} {ATTACKS} {MEASURES} {K} {COPIES} {STEPS} {FOLLOWED} {IMAGES_SEED} {NOISE_SEED}"
+        asked += " ".join([first.engine["name"], *(vit.bundle.digest for vit in models.values())])
+        journal = work / f"{sha256(asked.encode()).hexdigest()[:16]}.jsonl"
+        done = resumed(journal, images, measure, words="images")
+        figures, more, own = figures_of(done, list(models))
         result: dict[str, Any] = {
             "images": images, "machine": machine(), "engine": first.engine, "explanations": list(models),
             "bundles": {name: vit.bundle.digest for name, vit in models.items()},
-            "figures": figures, "more than plain": more, "costs": costs(first, first.read(data.images[0])),
+            "figures": figures, "more than plain": more, "each under its own": own,
+            "costs": costs(first, first.read(data.images[0]), cores),
         }  # fmt: skip
     publish("faithfulness", result, markdown(result))
 
