@@ -94,7 +94,9 @@ class FindingsBody(BaseModel):
 
 
 class ModelBody(BaseModel):
-    """A model that can be asked. sigmas: the least and the largest σ. device_count: those that work."""
+    """A model that can be asked. sigmas: the least and the largest σ. explained: the class whose logit its
+    explanations explain, "predicted" or an index; null where they depend on none. device_count: those that
+    work."""
 
     name: str
     labels: list[str]
@@ -102,6 +104,7 @@ class ModelBody(BaseModel):
     grid: list[int]
     sigmas: list[float]
     explanation: str
+    explained: str | int | None
     classifier: str
     denoiser: str
     engine: dict[str, str]
@@ -286,6 +289,7 @@ class Service:
                 grid=list(vit.bundle.manifest.grid),
                 sigmas=[float(vit.pipeline.schedule.sigmas[place]) for place in (0, -1)],
                 explanation=vit.bundle.manifest.explanation,
+                explained=vit.bundle.manifest.explained,
                 classifier=vit.bundle.manifest.classifier,
                 denoiser=vit.bundle.manifest.denoiser,
                 engine=vit.engine,

@@ -168,6 +168,7 @@ def test_models_say_what_may_be_asked(service: Serving, vit: fvit.FaithfulViT) -
     assert model["name"] == "demo"
     assert model["bundle"] == vit.bundle.digest
     assert model["labels"] == list("0123456789")
+    assert (model["explanation"], model["explained"]) == ("attention", None)
     assert found["limits"]["n"] == 20000
     assert service.client.get(found["samples"][0]).headers["content-type"] == "image/png"
 
