@@ -2,11 +2,11 @@
 
     python -m benchmarks.coverage [--runs 20000]
 
-Exact where a recursion over counts can be: how often bounds ever miss. Simulated elsewhere: worlds as in
-benchmarks/worlds.py, many at once. A certificate is false where any radius exceeds that of its formula at
-the exact values, or any token has the wrong side in the map; the maps are also told by themselves. A decision
-is false where it contradicts those values. All are checked at every look, whether or not a run would have
-stopped there. Then an adversary who chooses the image, on the package's own noise; and means and
+Exact where a recursion over counts can be: how often the class's bounds ever miss. Simulated elsewhere:
+worlds as in benchmarks/worlds.py, many at once. A certificate is false where any radius exceeds that of its
+formula at the exact values, or any token has the wrong side in the map; the maps are also told by themselves.
+A decision is false where it contradicts those values. All are checked at every look, whether or not a run
+would have stopped there. Then an adversary who chooses the image, on the package's own noise; and means and
 the published plug-in figure.
 """
 
@@ -83,7 +83,7 @@ def at_every_n(m: int, level: float) -> tuple[Floats, Floats]:
 
 def ever_missed(values: Floats, *, n: int, level: float) -> float:
     """P(the mixture's bounds ever miss one of these three values of sum 1, looking at every copy up to n):
-    a copy is of one of three classes, or votes for one of three tokens."""
+    a copy is of one of three classes."""
     alive = np.zeros((n + 1, n + 1))  # by the copies of the first and of the second
     alive[0, 0], missed = 1.0, 0.0
     for m in range(1, n + 1):
@@ -474,7 +474,7 @@ def published(*, runs: int) -> dict[str, float]:
 
 def markdown(result: dict[str, Any]) -> str:
     lines = [
-        "Exact: the largest probability that any bound misses, over a grid of truths.",
+        "Exact: the largest probability that any of a class's bounds misses, over a grid of truths.",
         "",
         "| | " + " | ".join(f"level {level:g}" for level in ALPHAS) + " |",
         "|---|" + "---|" * len(ALPHAS),
