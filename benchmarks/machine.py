@@ -4,27 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-INSTRUCTIONS = (
-    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
-    "asimddp", "i8mm", "bf16",
-)  # fmt: skip
-"""Sets that products in int8 and bf16 are the faster for, as Linux names them."""
+from fvit.engines import processor
 
 
 def machine() -> dict[str, str | int]:
     """CPU and its instruction sets that matter, cores that this process may use, and the versions of what ran
     (imports none of it)."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    flags = next((line.split() for line in lines if line.startswith(("flags", "Features"))), [])
     found: dict[str, str | int] = {
-        "cpu": names[0] if names else platform.processor(),
-        "instructions": " ".join(name for name in INSTRUCTIONS if name in flags),
+        "cpu": processor.name(),
+        "instructions": processor.instructions(),
         "cores": len(os.sched_getaffinity(0)),
     }
     return found | versions("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "numpy")

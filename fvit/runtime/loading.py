@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 from fvit.certificates.tally import Tally
+from fvit.engines import processor
 from fvit.engines.base import Engine
 from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
@@ -118,6 +118,12 @@ def _on(bundle: Bundle, *, device: str, batch: Batch | None, cores: int | None) 
     return FaithfulViT(bundle, place.pipeline, place.counters(rows), device=device)
 
 
+def _cores(count: int) -> str:
+    """So many cores of this processor, as what is measured on them is remembered: on one that multiplies int8
+    in another way, the faster engine may be another, or wrong."""
+    return f"{processor.name()} ({processor.instructions()}) {count} cores"
+
+
 def _available() -> int:
     """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))
@@ -137,7 +143,7 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
         return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
 
     versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
-    key = f"{bundle.digest} {platform.processor() or platform.machine()} {cores} cores {versions}"
+    key = f"{bundle.digest} {_cores(cores)} {versions}"
     otherwise = "give --device cpu or openvino"
     found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
     if found not in ON_CPU:
@@ -175,7 +181,7 @@ def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:
         _check_memory(bundle, rows=rows, cores=cores)
         return [HostCounter(pipeline, rows=-(-rows // grain) * grain, grain=grain) for _ in range(cores)]
 
-    return Place(f"{platform.processor() or platform.machine()} {cores} cores", pipeline, counters, ON_CORE)
+    return Place(_cores(cores), pipeline, counters, ON_CORE)
 
 
 def _check_memory(bundle: Bundle, *, rows: int, cores: int) -> None:
