@@ -29,6 +29,7 @@ CHOICES: dict[str, Any] = {
     "image_size": 64,
     "num_heads": 4,
     "num_head_channels": -1,
+    "num_heads_upsample": -1,
     "use_new_attention_order": False,
     "noise_schedule": "linear",
     "diffusion_steps": 1000,
@@ -45,7 +46,7 @@ SEEN = (
 """Flags that tensors show: those that are given are checked."""
 
 WITHOUT_EFFECT = (
-    "dropout", "use_fp16", "use_checkpoint", "num_heads_upsample", "use_kl", "rescale_learned_sigmas",
+    "dropout", "use_fp16", "use_checkpoint", "use_kl", "rescale_learned_sigmas",
     "timestep_respacing", "use_ddim", "sigma_small", "batch_size", "num_samples", "lr", "model_path",
 )  # fmt: skip
 """Flags of training and sampling that leave the one-step function alone."""
@@ -198,6 +199,11 @@ def _check_heads(seen: Architecture, chosen: dict[str, Any]) -> None:
     if parts < 1 or any(channels % parts for channels in attended):
         levels = ", ".join(map(str, sorted(attended)))
         raise FvitError(f"--adm-flags: {name} {parts} does not divide the {levels} channels that attend")
+    if width <= 0 and chosen["num_heads_upsample"] not in (-1, heads):
+        raise FvitError(
+            f"--adm-flags: num_heads_upsample {chosen['num_heads_upsample']}: another number of heads on the "
+            f"way up than num_heads {heads} is not supported"
+        )
 
 
 def _check_flags(given: dict[str, str], seen: Architecture, *, image_size: int) -> None:

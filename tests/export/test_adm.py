@@ -218,7 +218,10 @@ def test_a_converted_checkpoint_computes_what_it_computed(
 @pytest.mark.parametrize(
     ("options", "flags"),
     [
-        ({"heads": 4, "outputs": 3}, "--image_size 16 --num_heads 4 --learn_sigma False"),
+        (
+            {"heads": 4, "outputs": 3},
+            "--image_size 16 --num_heads 4 --num_heads_upsample 4 --learn_sigma False",
+        ),
         (
             {"heads": 1, "multipliers": (1, 2, 3), "attention": (True, True, True)},
             "--image_size 16 --num_heads 1",
@@ -281,6 +284,10 @@ def test_the_published_model_is_known_by_its_tensors(tmp_path: Path) -> None:
         ("--image_size 16 --num_heads 0", "num_heads 0 does not divide"),
         ("--image_size 16 --num_head_channels 48", "num_head_channels 48 does not divide"),
         (f"{FLAGS} --attention_resolutions eight", "attention_resolutions eight, but the tensors show 8"),
+        (
+            "--image_size 16 --num_heads 4 --num_heads_upsample 2",
+            "num_heads_upsample 2: another number of heads",
+        ),
         ("--num_heads four", "num_heads is a number, not 'four'"),
         ("--use_new_attention_order maybe", "true or false"),
         ("--noise_schedule quadratic", "linear or cosine"),
