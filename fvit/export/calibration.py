@@ -38,7 +38,7 @@ def calibration_images(folder: Path | None, *, size: tuple[int, int]) -> NDArray
 
 def denoiser_feeds(images: NDArray[np.uint8], schedule: Schedule, *, rows: int) -> list[Feeds]:
     """One noisy copy of each image for the denoiser, `rows` of them in each feed."""
-    known = [s for s in LEVELS if schedule.sigmas[0] <= s <= schedule.sigmas[-1]] or [schedule.sigmas[-1]]
+    known = [level for level in LEVELS if schedule.knows(level)] or [schedule.sigmas[-1]]
     images = np.resize(images, (-(-len(images) // rows) * rows, *images.shape[1:]))
     levels = np.resize(known, len(images))
     noisy = np.concatenate(

@@ -151,6 +151,13 @@ MasksOption = Annotated[
         help="Folder with a mask for each image, under its name: also how much of explanations is on objects."
     ),
 ]
+GraphsOption = Annotated[
+    str,
+    typer.Option(
+        help="Of the bundle's own graphs, in the loss and in what is measured: cpu, openvino, cuda:0. "
+        "Training itself takes the GPUs that torch sees."
+    ),
+]
 BundlePrecisionOption = Annotated[
     str | None, typer.Option(help="The bundle's own unless told; int8 from a bundle in fp32.")
 ]
@@ -178,6 +185,7 @@ def distill(
     masks: MasksOption = None,
     held_out: HeldOutOption = 60,
     n: CopiesOption = 320,
+    device: GraphsOption = "cpu",
 ) -> None:
     """Train a small student in the place of a bundle's denoiser. Killed and called again, it goes on."""
     require_export("fvit-export")
@@ -198,6 +206,7 @@ def distill(
         masks=masks,
         held_out=held_out,
         n=n,
+        device=device,
     )
     _report(out, distill_bundle(bundle, out, images=images, asked=asked, settings=settings, console=console))
 
@@ -222,6 +231,7 @@ def tune(
     masks: MasksOption = None,
     held_out: HeldOutOption = 60,
     n: CopiesOption = 320,
+    device: GraphsOption = "cpu",
 ) -> None:
     """Tune a bundle's classifier on denoised copies, so that explanations hold still; goes on as distill."""
     require_export("fvit-export")
@@ -235,7 +245,7 @@ def tune(
     )  # fmt: skip
     asked = TunedAsked(
         weights=classifier_weights, sigmas=_range(sigmas), precision=precision, labels=labels,
-        masks=masks, held_out=held_out, n=n,
+        masks=masks, held_out=held_out, n=n, device=device,
     )  # fmt: skip
     _report(out, tune_bundle(bundle, out, images=images, asked=asked, settings=settings, console=console))
 

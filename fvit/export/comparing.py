@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from fvit.certificates.terms import Terms
 from fvit.engines.opening import open_engine
-from fvit.errors import FvitError
-from fvit.runtime.bundle import Bundle
+from fvit.runtime.bundle import Bundle, Manifest
+from fvit.runtime.faithful import terms_of
 from fvit.runtime.images import Picture, read_image
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import load
 from fvit.runtime.masks import OBJECT, covered, fitted, masks_of, read_mask
+from fvit.runtime.schedule import Schedule
 
 Floats = NDArray[np.float32]
 
@@ -33,7 +35,7 @@ SEED = 0
 class Asked:
     """Of a bundle that is made from another by training. sigmas: range of the copies' levels; precision: the
     old bundle's unless told; labels, masks: as HeldOut.of takes them; held_out images, n copies of each, are
-    measured."""
+    measured. device: of the bundle's own graphs, as fvit.load takes it, one GPU at most."""
 
     sigmas: tuple[float, float] = (0.12, 1.0)
     precision: str | None = None
@@ -41,30 +43,36 @@ class Asked:
     masks: Path | None = None
     held_out: int = 60
     n: int = 320
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
     """Images to measure on. right: the class of each. objects: [N] each, the tokens that touch the object of
-    its mask, where there are masks."""
+    its mask, where there are masks. n: copies of each, run on `device`."""
 
     files: Sequence[str]
     right: Sequence[int]
     objects: Sequence[NDArray[np.bool_]] | None
+    n: int = 320
+    device: str = "cpu"
 
     @classmethod
     def of(cls, bundle: Bundle, files: Sequence[str], *, images: Path, asked: Asked) -> HeldOut:
         """files: in the folder `images`. The right classes are those of asked.labels, as fvit-certify takes
         them, or else what the bundle's own classifier says of the clean image. Raises FvitError where labels
-        or masks are missing or cannot be read."""
+        or masks are missing or cannot be read, or so few copies certify nothing."""
+        _terms(bundle.manifest, sigma=levels_of(bundle.manifest.schedule)[0], n=asked.n)
         objects = None
         if asked.masks is not None:
             found = zip(files, masks_of(files, images=images, masks=asked.masks), strict=True)
             objects = [_touching(bundle, file, mask) for file, mask in found]
         if asked.labels is not None:
-            return cls(files, list(labels_of(files, asked.labels, names=bundle.manifest.labels)), objects)
-        logits, _ = classified(bundle, files)
-        return cls(files, [int(each) for each in logits.argmax(axis=1)], objects)
+            right = list(labels_of(files, asked.labels, names=bundle.manifest.labels))
+        else:
+            logits, _ = classified(bundle, files)
+            right = [int(each) for each in logits.argmax(axis=1)]
+        return cls(files, right, objects, n=asked.n, device=asked.device)
 
     def on_object(self, tops: Sequence[Sequence[int]]) -> float | None:
         """The share of the first tokens of each image that touch its object; None without masks."""
@@ -84,7 +92,7 @@ class Measured:
     """At one σ, over the images: share of smoothed classes that are right; share that is right and certified
     at ℓ2 radius σ; median attention radius (k = 10, or all tokens but one where there are fewer, β = 0.8;
     abstentions are 0); share of the smoothed explanation's k tokens that touch the object, where there are
-    masks; copies per second of the whole pipeline on this machine's CPU."""
+    masks; copies per second of the whole pipeline."""
 
     sigma: float
     accuracy: float
@@ -108,22 +116,22 @@ def classified(bundle: Bundle, files: Sequence[str]) -> tuple[Floats, Floats]:
     return logits, attribution
 
 
-def measure(bundle: Bundle, held_out: HeldOut, *, n: int) -> list[Measured]:
-    """Certify the images at each of LEVELS that the bundle's schedule knows. n: copies of each image.
+def levels_of(schedule: Schedule) -> list[float]:
+    """Those of LEVELS that a schedule knows; its ends, where it knows neither."""
+    return [level for level in LEVELS if schedule.knows(level)] or schedule.sigmas[[0, -1]].tolist()
 
-    Raises FvitError where it knows none of them, or n is too small for a certificate.
-    """
-    sigmas = bundle.manifest.schedule.sigmas
-    levels = [level for level in LEVELS if sigmas[0] <= level <= sigmas[-1]]
-    if not levels:
-        raise FvitError(
-            f"{bundle.folder} knows neither of σ = {' and '.join(map(str, LEVELS))}, which are compared"
-        )
+
+def _terms(manifest: Manifest, *, sigma: float, n: int) -> Terms:
+    return terms_of(manifest, sigma=sigma, n=n, k=min(10, manifest.tokens - 1), seed=SEED)
+
+
+def measure(bundle: Bundle, held_out: HeldOut, *, levels: Sequence[float]) -> list[Measured]:
+    """Certify the images at each of these σ."""
     found = []
-    with load(bundle) as vit:
+    with load(bundle, device=held_out.device) as vit:
         pictures: list[Picture] = [vit.read(file) for file in held_out.files]
         for sigma in levels:
-            terms = vit.terms(sigma=sigma, n=n, k=min(10, bundle.manifest.tokens - 1), seed=SEED)
+            terms, n = _terms(bundle.manifest, sigma=sigma, n=held_out.n), held_out.n
             next(vit.certify_many(pictures[:1], terms))  # what is loaded and drawn up once is not timed
             began = time.monotonic()
             certificates = list(vit.certify_many(pictures, terms))
@@ -145,14 +153,15 @@ def measure(bundle: Bundle, held_out: HeldOut, *, n: int) -> list[Measured]:
     return found
 
 
-def compare(
-    bundles: Mapping[str, Bundle], held_out: HeldOut, *, n: int, console: Console
-) -> list[list[Measured]]:
-    """Measure bundles by the names that they have here, the last of them the new one, and print a row for
-    each bundle and σ."""
-    found = [measure(each, held_out, n=n) for each in bundles.values()]
-    precision = [*bundles.values()][-1].manifest.precision
-    table = Table(title=f"{len(held_out.files)} images held out, n = {n}, {precision}")
+def compare(bundles: Mapping[str, Bundle], held_out: HeldOut, *, console: Console) -> list[list[Measured]]:
+    """Measure bundles by the names that they have here, the last of them the new one, at the levels of this
+    that each knows, and print a row for each bundle and σ."""
+    new = [*bundles.values()][-1].manifest
+    found = []
+    for bundle in bundles.values():
+        levels = [level for level in levels_of(new.schedule) if bundle.manifest.schedule.knows(level)]
+        found.append(measure(bundle, held_out, levels=levels))
+    table = Table(title=f"{len(held_out.files)} images held out, n = {held_out.n}, {new.precision}")
     table.add_column("")
     headings = ["σ", "accuracy", "certified at σ", "median attention radius", "on the object", "copies/s"]
     if held_out.objects is None:

@@ -23,7 +23,7 @@ from fvit.export.comparing import Asked, HeldOut, compare
 from fvit.export.graphs import export_graph
 from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
-from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.export.training import PLAN, Files, Images, Settings, described, is_first, split, train, work_of
 from fvit.runtime.bundle import (
     CLASSIFIER,
     DENOISER,
@@ -78,6 +78,8 @@ def distill_bundle(
     held_out = HeldOut.of(bundle, others, images=images, asked=asked)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
+        if is_first() and not (work / PLAN).exists():
+            files.check(console=console)
         student, losses = train_student(
             shape,
             files,
@@ -86,7 +88,7 @@ def distill_bundle(
             output_size=manifest.classifier_size,
             work=work,
             console=console,
-            teacher=teacher_of(bundle) if asked.share else None,
+            teacher=teacher_of(bundle, device=asked.device) if asked.share else None,
             share=asked.share,
             name=f"{manifest.denoiser} of {bundle.digest}",
         )
@@ -94,7 +96,7 @@ def distill_bundle(
         return {}
     console.print(described(losses))
     report = write_student(bundle, student, out, images=files, precision=precision)
-    compare({"teacher": bundle, "student": open_bundle(out)}, held_out, n=asked.n, console=console)
+    compare({"teacher": bundle, "student": open_bundle(out)}, held_out, console=console)
     return report
 
 
@@ -123,9 +125,10 @@ def precision_for(bundle: Bundle, name: str | None) -> str:
     return name
 
 
-def teacher_of(bundle: Bundle) -> Teacher:
-    """The bundle's denoiser graph, whatever it was exported from, on the CPU."""
-    engine, schedule = open_engine(bundle.denoiser, device="cpu"), bundle.manifest.schedule
+def teacher_of(bundle: Bundle, *, device: str) -> Teacher:
+    """The bundle's denoiser graph, whatever it was exported from."""
+    engine = open_engine(bundle.denoiser, device=device, precision=bundle.manifest.precision)
+    schedule = bundle.manifest.schedule
 
     def denoise(noisy: Tensor, sigma: Tensor) -> Tensor:
         levels = sigma.cpu().numpy()

@@ -20,7 +20,7 @@ from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from torch import Tensor, nn
 
 from fvit.engines import processor
@@ -34,6 +34,9 @@ PLAN, STATE = "plan.json", "state.pt"
 
 MEASURED = 10
 """Steps that tell how many fit into the time given."""
+
+SHOWN = 5
+"""Images that cannot be read, named in an error."""
 
 WARM_UP = 100
 """Steps until the learning rate is at its peak, at most a tenth of all."""
@@ -56,6 +59,26 @@ class Files:
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def check(self, *, console: Console) -> None:
+        """Read every image once. Raises FvitError that names those that cannot be read: in the midst of a
+        training, which knows its images by their number, none can be taken away."""
+
+        def reason(index: int) -> str | None:
+            try:
+                self._read(index)
+            except FvitError as error:
+                return str(error)
+            return None
+
+        told = track(
+            self._readers.map(reason, range(len(self))), "reading images", total=len(self), console=console
+        )
+        if damaged := [each for each in told if each is not None]:
+            raise FvitError(
+                f"{len(damaged)} of {len(self)} images cannot be trained on; remove them: "
+                f"{'; '.join(damaged[:SHOWN])}{'; …' if len(damaged) > SHOWN else ''}"
+            )
 
     def __getitem__(self, chosen: Tensor) -> Tensor:
         return torch.from_numpy(np.stack(list(self._readers.map(self._read, chosen.tolist()))))
@@ -162,6 +185,7 @@ def train(
         "seed": settings.seed,
         "rate": settings.rate,
         "images": len(images),
+        "mixed precision": settings.mixed_precision,
     }
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01, betas=(0.9, 0.99))
     model, optimiser = accelerator.prepare(model, optimiser)
@@ -183,24 +207,27 @@ def train(
         return float(accelerator.reduce(value.detach(), "mean"))
 
     # Of several processes the first decides.
-    (steps,) = broadcast_object_list([_kept_steps(work, plan) if accelerator.is_main_process else None])
+    first = accelerator.is_main_process
+    (steps,) = broadcast_object_list([_kept_steps(work, plan, asked=settings.steps) if first else None])
     if steps is None:
         steps = settings.steps or _steps_that_fit(step_of, model, optimiser, seconds=3600 * settings.hours)
         (steps,) = broadcast_object_list([steps])
-        if accelerator.is_main_process:
-            _write(work / PLAN, json.dumps(plan | {"steps": steps}, indent=1).encode())
+        if first:
+            write(work / PLAN, json.dumps(plan | {"steps": steps}, indent=1).encode())
     losses: list[float] = []
     if (work / STATE).exists():
         kept = _read_state(work / STATE)
         accelerator.unwrap_model(model).load_state_dict(kept["model"])
         optimiser.load_state_dict(kept["optimiser"])
         losses = kept["losses"]
+        if accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(kept["scaler"])
     columns = (
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
         TextColumn("loss {task.fields[loss]:.4g}"),
     )  # fmt: skip
     saved = time.monotonic()
-    with Progress(*columns, console=console, disable=not accelerator.is_main_process) as progress:
+    with Progress(*columns, console=console, disable=not first) as progress:
         task = progress.add_task("", total=steps, completed=len(losses), loss=math.nan)
         for number in range(len(losses), steps):
             losses.append(step_of(number, of=steps))
@@ -208,15 +235,16 @@ def train(
                 raise FvitError(f"the loss is {losses[-1]} at step {number}: train with a lower --rate")
             progress.update(task, advance=1, loss=float(np.mean(losses[-50:])))
             done = number + 1 == steps
-            if accelerator.is_main_process and (done or time.monotonic() - saved > settings.checkpoint):
+            if first and (done or time.monotonic() - saved > settings.checkpoint):
                 state = {
                     "model": accelerator.unwrap_model(model).state_dict(),
                     "optimiser": optimiser.state_dict(),
                     "losses": losses,
+                    "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
                 }
                 whole = io.BytesIO()
                 torch.save(state, whole)
-                _write(work / STATE, whole.getvalue())
+                write(work / STATE, whole.getvalue())
                 saved = time.monotonic()
     accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # its own forward again
     return losses
@@ -246,8 +274,9 @@ def _steps_that_fit(
     return max(1, int(seconds / each))
 
 
-def _kept_steps(work: Path, plan: dict[str, Any]) -> int | None:
-    """The number of steps of the same plan in the folder; None where there is none."""
+def _kept_steps(work: Path, plan: dict[str, Any], *, asked: int | None) -> int | None:
+    """The number of steps of the same plan in the folder; None where there is none. asked: how many it has to
+    have, where that is told."""
     try:
         work.mkdir(parents=True, exist_ok=True)
         kept = json.loads((work / PLAN).read_text())
@@ -255,7 +284,7 @@ def _kept_steps(work: Path, plan: dict[str, Any]) -> int | None:
         return None
     except (OSError, ValueError) as error:
         raise FvitError(f"{work} cannot be used to keep checkpoints: {error}") from error
-    for name, value in plan.items():
+    for name, value in (plan if asked is None else plan | {"steps": asked}).items():
         if kept.get(name) != value:
             raise FvitError(
                 f"{work} holds a training with {name} {kept.get(name)}, not {value}: remove it, or ask for "
@@ -271,7 +300,8 @@ def _read_state(file: Path) -> dict[str, Any]:
         raise FvitError(f"the checkpoint {file} is damaged: remove {file.parent} and begin again") from error
 
 
-def _write(file: Path, data: bytes) -> None:
+def write(file: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises FvitError where it cannot be written."""
     try:
         with written_whole(file) as part:
             part.write_bytes(data)

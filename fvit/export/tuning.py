@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,7 +27,18 @@ from fvit.export.comparing import Asked, Floats, HeldOut, Measured, classified, 
 from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teacher_of
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
-from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.export.training import (
+    PLAN,
+    Files,
+    Images,
+    Settings,
+    described,
+    is_first,
+    split,
+    train,
+    work_of,
+    write,
+)
 from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, open_bundle, write_bundle
 
 WEIGHTS = "classifier.safetensors"
@@ -90,25 +101,28 @@ def tune_bundle(
     original = rebuild(bundle, weights=asked.weights)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
+        if is_first() and not (work / PLAN).exists():
+            files.check(console=console)
         tuned = rebuild(bundle, weights=asked.weights)
         losses = train_classifier(
             tuned,
             original,
             files,
             settings,
-            denoise=teacher_of(bundle),
+            denoise=teacher_of(bundle, device=asked.device),
             sigmas=asked.sigmas,
             work=work,
             console=console,
             name=f"{manifest.classifier} of {bundle.digest}",
         )
+        if is_first():
+            write(work / WEIGHTS, safetensors.torch.save(tuned.model.state_dict()))
     if not is_first():
         return {}
     console.print(described(losses))
-    save_file(tuned.model.state_dict(), work / WEIGHTS)
     report = write_tuned(bundle, tuned, out, images=files, precision=precision)
     new = open_bundle(out)
-    before, after = compare({"before": bundle, "after": new}, held_out, n=asked.n, console=console)
+    before, after = compare({"before": bundle, "after": new}, held_out, console=console)
     seen = [classified(each, held_out.files) for each in (bundle, new)]
     clean = [Clean.of(*each, held_out, wanted=seen[0][1]) for each in seen]
     console.print(_table(clean))

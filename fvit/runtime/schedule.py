@@ -45,10 +45,14 @@ class Schedule:
         """[T] the pixel-space σ of each integer timestep: √((1−ᾱ_t)/ᾱ_t) / 2."""
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod) / 2
 
+    def knows(self, sigma: float) -> bool:
+        """Whether this pixel-space σ lies in the schedule."""
+        first, last = self.sigmas[[0, -1]]
+        return bool(first * (1 - ROUNDING) <= sigma <= last * (1 + ROUNDING))
+
     def covers(self, lowest: float, highest: float) -> bool:
         """Whether this is a range of pixel-space σ, and all of it is in the schedule."""
-        first, last = self.sigmas[[0, -1]]
-        return bool(first * (1 - ROUNDING) <= lowest < highest <= last * (1 + ROUNDING))
+        return lowest < highest and self.knows(lowest) and self.knows(highest)
 
     @overload
     def timestep(self, sigma: float) -> float: ...

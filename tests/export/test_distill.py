@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from fvit.demo.models import load_classifier
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.bundles import export_bundle
+from fvit.export.comparing import levels_of
 from fvit.export.denoisers import load_diffusers
 from fvit.export.distillation import StudentAsked, distill_bundle, train_student
 from fvit.export.graphs import export_graph
 from fvit.export.students import Shape, Student, shape_of
 from fvit.export.training import PLAN, STATE, Settings
 from fvit.runtime.bundle import open_bundle
+from fvit.runtime.schedule import Schedule
 from tests.commands import here, largest_file, last_line
 from tests.export.denoising import saved, small_unet
 
@@ -80,6 +83,8 @@ def test_another_training_in_the_same_folder_is_refused_by_what_differs(tmp_path
     trained(tmp_path, Pixels(), steps=1)
     with pytest.raises(FvitError, match="seed 0, not 1"):
         trained(tmp_path, Pixels(), steps=1, seed=1)
+    with pytest.raises(FvitError, match="steps 1, not 2"):
+        trained(tmp_path, Pixels(), steps=2)
 
 
 def test_time_is_turned_into_steps_once(tmp_path: Path) -> None:
@@ -199,6 +204,7 @@ def test_a_student_learns_from_a_teacher_of_any_family(folder: Path, tmp_path: P
         ("many", {"sigmas": (1.0, 0.1)}, "is no range"),
         ("many", {"sigmas": (1e-9, 1.0)}, "the teacher knows σ from"),
         ("many", {"precision": "fp16"}, "cannot become one in fp16"),
+        ("many", {"n": 5}, "n = 5 copies cannot certify any positive radius"),
     ],
 )
 def test_what_cannot_be_distilled_is_said(
@@ -218,6 +224,26 @@ def test_what_cannot_be_distilled_is_said(
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
     assert not (tmp_path / "b.training").exists()
+
+
+def test_images_that_cannot_be_read_are_named_before_anything_is_trained(
+    demo_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "images")
+    whole = sorted((tmp_path / "images").rglob("*.png"))
+    (tmp_path / "images" / "cut.png").write_bytes(whole[0].read_bytes()[:400])
+    with pytest.raises(FvitError, match=r"1 of \d+ images cannot be trained on; remove them: .*cut\.png"):
+        distill_bundle(
+            demo_bundle, tmp_path / "b", images=tmp_path / "images", asked=StudentAsked(held_out=1),
+            settings=Settings(rate=1e-3, batch=8, steps=1), console=QUIET,
+        )  # fmt: skip
+    assert not (tmp_path / "b.training" / PLAN).exists()
+
+
+def test_levels_that_are_compared_are_those_that_the_student_knows() -> None:
+    assert levels_of(Schedule.between(0.12, 1.0)) == [0.25, 0.5]
+    assert levels_of(Schedule.between(0.12, 0.25)) == [0.25]  # also where its root is rounded
+    assert levels_of(Schedule.between(0.05, 0.2)) == pytest.approx([0.05, 0.2])
 
 
 def test_arithmetic_that_the_machine_lacks_is_said(tmp_path: Path) -> None:
