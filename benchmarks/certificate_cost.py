@@ -1,6 +1,6 @@
 """How long until a user knows whether an image is robust at radius r?
 
-    python -m benchmarks.certificate_cost BUNDLE [--images 60] [--radius 0.2]
+    python -m benchmarks.certificate_cost BUNDLE [--images 60] [--radius 0.2] [--device auto]
 
 Our sequential decision on our engine, to its answer or to n = 10,000, against the research loop in torch
 eager, on the embedded teacher and original classifier, with n = 10,000. The loop's time does not depend on
@@ -10,7 +10,9 @@ image is kept in the work folder as it is done, so a run that was stopped contin
 
 from __future__ import annotations
 
+import json
 import time
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,10 +54,11 @@ def markdown(result: dict[str, Any]) -> str:
     answers = ", ".join(f"{count} {answer}" for answer, count in result["answers"].items())
     return (
         f"{result['images']} held-out images, radius {result['radius']:g}, σ = {SIGMA}, k = {K}, β = 0.8, "
-        f"α = 0.001, {result['precision']}; {where['cores']} cores of {where['cpu']}. Answers: {answers}.\n\n"
+        f"α = 0.001; {where['cores']} cores of {where['cpu']} ({where['instructions']}). Ours: "
+        f"{result['denoiser']}, {result['classifier']}, {result['precision']}, {result['engine']['name']}. "
+        f"Theirs: torch eager, teacher and original classifier, n = 10,000. Answers: {answers}.\n\n"
         "| | median | 90th percentile |\n|---|---|---|\n"
-        f"| research loop, n = 10,000 (torch eager), seconds | {result['research'][0]:.1f} "
-        f"| {result['research'][1]:.1f} |\n"
+        f"| research loop, seconds | {result['research'][0]:.1f} | {result['research'][1]:.1f} |\n"
         f"| sequential decision, seconds | {result['ours'][0]:.2f} | {result['ours'][1]:.2f} |\n"
         f"| copies drawn | {result['copies'][0]:,.0f} | {result['copies'][1]:,.0f} |\n"
         f"| times faster (smallest tenth in the second column) | {result['ratio'][0]:.0f} "
@@ -67,14 +70,15 @@ def main(
     bundle: Annotated[str, typer.Argument(help="A bundle of the demo, such as demo.")],
     images: Annotated[int, typer.Option(help="Held-out compositions.")] = 60,
     radius: Annotated[float, typer.Option(help="The radius that is asked about.")] = 0.2,
+    device: Annotated[str, typer.Option(help="Of ours, as fvit.load takes it.")] = "auto",
     work: Annotated[Path, typer.Option(help="Folder for finished images.")] = Path("build/cost"),
 ) -> None:
     loop = ResearchLoop(models.load_classifier(), load_diffusers(models.DENOISER))
     data = compositions(images, seed=84, split="held-out")
-    with fvit.load(bundle) as vit:
-        digest, precision = vit.bundle.digest, vit.bundle.manifest.precision
+    with fvit.load(bundle, device=device) as vit:
+        asked = {"bundle": vit.bundle.digest, "engine": vit.engine, "machine": machine(), "radius": radius}
         done = resumed(
-            work / f"{digest[:12]}-{radius:g}.jsonl",
+            work / f"{sha256(json.dumps(asked).encode()).hexdigest()[:16]}.jsonl",
             images,
             lambda i: measure(vit, loop, vit.read(data.images[i]), radius=radius),
             words="deciding",
@@ -84,12 +88,12 @@ def main(
         return [float(value) for value in np.quantile([each[key] for each in done], [0.5, tail])]
 
     given = [each["answer"] for each in done]
-    result = {
-        "bundle": digest,
-        "precision": precision,
-        "machine": machine(),
+    manifest = vit.bundle.manifest
+    result = asked | {
+        "precision": manifest.precision,
+        "denoiser": manifest.denoiser,
+        "classifier": manifest.classifier,
         "images": len(done),
-        "radius": radius,
         "answers": {answer: given.count(answer) for answer in sorted(set(given))},
         "research": spread("research_seconds"),
         "ours": spread("seconds"),
