@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Download, Page, expect
 
 import fvit
 from benchmarks.report import write_folder
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.demo.data import LABELS
 from fvit.evaluation import cli as evaluation
@@ -124,7 +125,7 @@ def test_the_worst_come_first_and_pages_are_turned(opens: Opens, many: Path) -> 
     expect(page.locator("#place")).to_have_text(f"1–12 of {IMAGES}")
     first = page.locator("#cards li").first
     expect(first).to_contain_text(f"says {certificates[0].class_.label}, is ")
-    expect(first).to_contain_text(f"Class within {certificates[0].class_.radius_l2:.3f}")
+    expect(first).to_contain_text(f"Class within {in_digits(certificates[0].class_.radius_l2, digits=3)}")
     assert first.locator("canvas").count() == 6
     for _ in range(3):
         page.get_by_role("button", name="Next").first.click()

@@ -22,7 +22,8 @@ def test_the_certified_map_stands_beside_the_explanation_at_its_radius(
     sides = claim.map(claim.radius_l2 if radius is None else radius)
     assert not np.array_equal(sides, claim.map(0))
     assert drawn.shape == (SIDE, 2 * SIDE + GAP, 3)
-    assert np.array_equal(drawn[:, -SIDE:], draw_map(picture.pixels, sides, size=(SIDE, SIDE)))
+    expected = np.asarray(draw_map(picture.pixels, sides, size=(SIDE, SIDE)))
+    assert np.array_equal(drawn[:, -SIDE:], expected)
 
 
 def test_means_have_no_map(vit: fvit.FaithfulViT, samples: list[Path]) -> None:

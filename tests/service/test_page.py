@@ -16,6 +16,7 @@ from PIL import Image
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect
 
 from fvit.certificates.claims import AttentionClaim
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
@@ -216,7 +217,7 @@ def test_a_token_is_read_by_keyboard(opened: tuple[Page, Certificate]) -> None:
         page.keyboard.press("ArrowDown")
     for _ in range(abs(token % 14 - 1)):
         page.keyboard.press("ArrowRight" if token % 14 > 1 else "ArrowLeft")
-    expect(said).to_contain_text(f"its place is certified within {claim.token_radii[0]:.4f}")
+    expect(said).to_contain_text(f"its place is certified within {in_digits(claim.token_radii[0], digits=4)}")
     page.keyboard.press("Escape")
     expect(said).to_have_text("Arrow keys, or the pointer, read a token.")
 
