@@ -44,6 +44,7 @@ def export_demo(
     denoiser: str = "student",
     classifier: str = "tuned",
     explanation: str = "attention",
+    explained: int | None = None,
     precision: str = "fp32",
 ) -> dict[str, Exported]:
     """Write the embedded FViT as a bundle; see export_bundle.
@@ -67,6 +68,7 @@ def export_demo(
         denoiser_name=models.DENOISERS[denoiser],
         teacher=Origin(name=models.DENOISERS["teacher"]) if denoiser == "student" else None,
         explanation=explanation,
+        explained=explained,
         precision=precision,
     )
 

@@ -30,21 +30,48 @@ OutArgument = Annotated[Path, typer.Argument(help="Folder to write the bundle to
 
 
 PrecisionOption = Annotated[str, typer.Option(help="fp32, fp16 or int8.")]
+ExplanationOption = Annotated[
+    str,
+    typer.Option(
+        help="attention, rollout, gradient-attention, gradcam, gradient-rollout, attribution-rollout, "
+        "lrp or transformer-attribution."
+    ),
+]
+ExplainOption = Annotated[
+    str,
+    typer.Option(
+        help="The class that is explained, except by attention and rollout: predicted (each copy's "
+        "own), a label, or an index."
+    ),
+]
 
 
 @app.command()
 def demo(
     bundle: OutArgument,
     denoiser: Annotated[str, typer.Option(help="student, or the teacher that it stands for.")] = "student",
-    classifier: Annotated[str, typer.Option(help="tuned, or the original that it was.")] = "tuned",
+    classifier: Annotated[
+        str, typer.Option(help="tuned (for attention), or the original that it was.")
+    ] = "tuned",
+    explanation: ExplanationOption = "attention",
+    explain: ExplainOption = "predicted",
     precision: PrecisionOption = "fp32",
 ) -> None:
     """Export the embedded FViT: cluttered digits, 64x64, ten classes."""
     require_export("fvit-export")
+    from fvit.demo.data import LABELS
     from fvit.export.bundles import export_demo
+    from fvit.export.classifiers import class_named
 
     with console.status("exporting the embedded model"):
-        exported = export_demo(bundle, denoiser=denoiser, classifier=classifier, precision=precision)
+        exported = export_demo(
+            bundle,
+            denoiser=denoiser,
+            classifier=classifier,
+            explanation=explanation,
+            explained=None if explain == "predicted" else class_named(LABELS, explain),
+            precision=precision,
+        )
     _report(bundle, exported)
 
 
@@ -63,20 +90,8 @@ def model(
         Path | None, typer.Option(help="A local checkpoint (.safetensors, or .pth with tensors only).")
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Load timm's pretrained weights.")] = True,
-    explanation: Annotated[
-        str,
-        typer.Option(
-            help="attention, rollout, gradient-attention, gradcam, gradient-rollout, attribution-rollout, "
-            "lrp or transformer-attribution."
-        ),
-    ] = "attention",
-    explain: Annotated[
-        str,
-        typer.Option(
-            help="The class that is explained, except by attention and rollout: predicted (each copy's "
-            "own), a label, or an index."
-        ),
-    ] = "predicted",
+    explanation: ExplanationOption = "attention",
+    explain: ExplainOption = "predicted",
     image_size: Annotated[
         int | None, typer.Option(help="Side of the copies; the denoiser's training size unless told.")
     ] = None,
