@@ -3,7 +3,7 @@
     python -m benchmarks.faithfulness [--images 200]
 
 Held-out images of the embedded data, which has masks; every explanation that the embedded model can carry, in
-int8; five ways to get it: of the image as it is; the mean over noisy copies behind the denoiser, as a
+fp32; five ways to get it: of the image as it is; the mean over noisy copies behind the denoiser, as a
 certificate has it; over the same copies without the denoiser; and over copies with less noise and no
 denoiser, as SmoothGrad (Smilkov et al., 2017) has it. Adversaries move every value of a pixel by at most 2, 4
 or 8 of 255, away from the class or from the tokens of `attention` that the attacked model has for the

@@ -72,18 +72,18 @@ def theirs(chosen_from: Integers, tested: Integers, *, n0: int, n: int, tau: flo
 
 
 def exported(folder: Path) -> list[Path]:
-    """A bundle of the embedded student and the original classifier for each explanation, in int8: the tuned
+    """A bundle of the embedded student and the original classifier for each explanation, in fp32: the tuned
     one was tuned for `attention` alone."""
     from fvit.demo import models
     from fvit.export.bundles import export_demo
     from fvit.export.explanations import EXPLANATIONS
 
     weights = sha256(models.STUDENT.read_bytes() + models.CLASSIFIER.read_bytes()).hexdigest()
-    folder = folder / weights[:8]
+    folder = folder / f"fp32-{weights[:8]}"
     for name in EXPLANATIONS:
         if not (folder / name).exists():
             print(f"exporting {name}")
-            export_demo(folder / name, classifier="original", explanation=name, precision="int8")
+            export_demo(folder / name, classifier="original", explanation=name)
     return [folder / name for name in EXPLANATIONS]
 
 

@@ -83,7 +83,7 @@ def quantise(
     than LARGEST_INT8_ERROR, each layer is tried alone: its cost is the error of the outputs on the first
     calibration feeds when nothing else is quantised. Then as many of the costliest stay in float as
     bring the graph within the limit. on_layer is called with the number of layers tried and of all.
-    Raises FvitError where half of the layers in float do not suffice.
+    Raises FvitError where all but one in float do not suffice.
     """
     probe = calibration[0]
     expected = open_engine(graph, device="cpu").run(probe)
@@ -108,12 +108,12 @@ def quantise(
         costs[layer] = error(set(layers) - {layer})
         on_layer(number + 1, len(tried))
     ranked = sorted(tried, key=lambda layer: -costs[layer])
-    for kept in range(1, -(-len(layers) // 2) - len(always) + 1):
+    for kept in range(1, len(tried)):
         floats = (*ranked[:kept], *always)
         if (reached := error(set(floats))) <= LARGEST_INT8_ERROR:
             return Quantised(reached, floats=floats, layers=len(layers))
     raise FvitError(
-        f"{graph.name} in int8 is off by {reached:.1%} even with half of its layers in float: "
+        f"{graph.name} in int8 is off by {reached:.1%} even with all but one of its layers in float: "
         "calibrate on images like those to be certified, or export fp16"
     )
 
