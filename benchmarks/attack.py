@@ -230,7 +230,8 @@ def main(
         journal = work / f"{digest[:12]}-{engine['name']}-{asked[:8]}.jsonl"
         done = resumed(journal, images, measure, words="attacking")
     result: dict[str, Any] = {
-        "bundle": digest, "engine": engine, "images": images, "n": n, "effort": vars(effort),
+        "bundle": digest, "engine": engine, "images": images, "beyond": beyond, "n": n,
+        "effort": vars(effort),
     }  # fmt: skip
     for name in SCALES:
         for claim in CLAIMS:
@@ -249,7 +250,8 @@ def main(
 def markdown(result: dict[str, Any]) -> str:
     effort = result["effort"]
     lines = [
-        f"{result['images']} held-out images, n = {result['n']:,}, σ = 0.25, α = 0.001, "
+        f"{result['images']} held-out images ({result['beyond']} of them beyond their radii too), "
+        f"n = {result['n']:,}, σ = 0.25, α = 0.001, "
         f"{result['engine']['name']}, {result['engine']['precision']}. "
         f"For each claim {effort['directions']} random directions and "
         f"{effort['steps']} gradient steps over {effort['copies']} copies each; "

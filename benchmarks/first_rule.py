@@ -86,7 +86,7 @@ Answers = list[tuple[int, str]]
 
 def now(outcomes: Outcomes) -> Answers:
     """Copies and answer at each radius."""
-    found = []
+    found: Answers = []
     for radius in RADII:
         decided = outcomes.decided(asked(radius=radius))
         if decided is None:

@@ -9,8 +9,8 @@ median attention radius (k = 10, β = 0.8, α = 0.001), the smoothed explanation
 accuracy and the overlap of clean explanations with the original's; seconds until class and explanation are
 decided at radius 0.2. Copies a second are those with the original classifier, taken in turn, within every
 round, among the bundles of one precision. The tuned classifier was tuned through the embedded student alone.
-Cells whose networks int8 computes too far off are left out, and named. Checkpoints, bundles and each row are
-kept in the work folder: a run that was stopped goes on.
+Cells of students that are trained here, whose networks int8 computes too far off, are left out, and named.
+Checkpoints, bundles and each row are kept in the work folder: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def held_out(count: int, *, work: Path) -> HeldOut:
 
 def row_of(bundle: Bundle, asked: HeldOut, *, wanted: Floats) -> dict[str, Any]:
     """What a bundle certifies. wanted: the original's attribution of the clean images."""
-    clean = Clean.of(*classified(bundle, asked.files), asked, wanted=wanted[: len(asked.files)])
+    clean = Clean.of(
+        *classified(bundle, asked.files, device=asked.device), asked, wanted=wanted[: len(asked.files)]
+    )
     return {
         "images": len(asked.files),
         "clean": dataclasses.asdict(clean),
@@ -284,8 +286,10 @@ def main(
         try:
             made[cell] = exported(cell, found[cell.denoiser], work=work)
         except FvitError as reason:
+            if cell.precision != "int8" or cell.denoiser in (TEACHER, STUDENT):
+                raise
             left_out[", ".join(dataclasses.astuple(cell))] = str(reason)
-    _, wanted = classified(made[Cell(TEACHER, "original", "fp32")].bundle, asked.files)
+    _, wanted = classified(made[Cell(TEACHER, "original", "fp32")].bundle, asked.files, device=asked.device)
     rows = []
     for cell in made:
         many = cell.denoiser == STUDENT or cell == Cell(TEACHER, "original", "fp32")
@@ -303,7 +307,7 @@ def main(
         kept = json.loads(file.read_text())
         rows.append(dataclasses.asdict(cell) | {"floats": made[cell].floats} | kept)
     for precision in ("fp32", "int8"):
-        # Backwards, so that of one denoiser's bundles the original classifier's stays.
+        # Backwards, so that of one denoiser's bundles the original classifier's stays where there is one.
         backwards = reversed(made.items())
         timed = speeds({cell.denoiser: of.bundle for cell, of in backwards if cell.precision == precision})
         for row in rows:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvit.certificates.claims import top_tokens
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.certificates.refuting import doubted, refuted
 from fvit.certificates.tally import Tally
@@ -179,8 +180,9 @@ class Attacking:
             raise FvitError(f"cannot write {file}: {error.strerror}") from error
         of_class, attention = certificate.class_, certificate.attention
         raise BrokenCertificate(
-            f"the certificate of {picture.name} is broken: it holds to ℓ2 radii of {of_class.radius_l2:.4g} "
-            f"(class) and {attention.radius_l2:.4g} (attention), and {CONFIRMED:,} copies of {file}, at "
+            f"the certificate of {picture.name} is broken: it holds to ℓ2 radii of "
+            f"{in_digits(of_class.radius_l2, digits=4)} (class) and "
+            f"{in_digits(attention.radius_l2, digits=4)} (attention), and {CONFIRMED:,} copies of {file}, at "
             f"{distance:.4g}, refute it ({', '.join(broken)}). Unless it is one of the share of "
             f"{certificate.alpha:g} that may be false by chance, this is a bug: please report it with that "
             "file, the record and the bundle"

@@ -169,7 +169,8 @@ MasksOption = Annotated[
 GraphsOption = Annotated[
     str,
     typer.Option(
-        help="Of the bundle's own graphs, in the loss and in what is measured: cpu, openvino, cuda:0. "
+        help="Of the bundle's own graphs, in the loss and in what is measured: cpu, openvino, cuda:N or "
+        "ort-tensorrt:N. "
         "Training itself takes the GPUs that torch sees."
     ),
 ]

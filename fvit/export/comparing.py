@@ -35,7 +35,7 @@ SEED = 0
 class Asked:
     """Of a bundle that is made from another by training. sigmas: range of the copies' levels; precision: the
     old bundle's unless told; labels, masks: as HeldOut.of takes them; held_out images, n copies of each, are
-    measured. device: of the bundle's own graphs, as fvit.load takes it, one GPU at most."""
+    measured. device: of the bundle's own graphs, as open_engine takes it."""
 
     sigmas: tuple[float, float] = (0.12, 1.0)
     precision: str | None = None
@@ -61,16 +61,17 @@ class HeldOut:
     def of(cls, bundle: Bundle, files: Sequence[str], *, images: Path, asked: Asked) -> HeldOut:
         """files: in the folder `images`. The right classes are those of asked.labels, as fvit-certify takes
         them, or else what the bundle's own classifier says of the clean image. Raises FvitError where labels
-        or masks are missing or cannot be read, or so few copies certify nothing."""
+        or masks are missing or cannot be read, so few copies certify nothing, or there is no such device."""
         _terms(bundle.manifest, sigma=levels_of(bundle.manifest.schedule)[0], n=asked.n)
         objects = None
         if asked.masks is not None:
             found = zip(files, masks_of(files, images=images, masks=asked.masks), strict=True)
             objects = [_touching(bundle, file, mask) for file, mask in found]
         if asked.labels is not None:
+            open_engine(bundle.classifier, device=asked.device)
             right = list(labels_of(files, asked.labels, names=bundle.manifest.labels))
         else:
-            logits, _ = classified(bundle, files)
+            logits, _ = classified(bundle, files, device=asked.device)
             right = [int(each) for each in logits.argmax(axis=1)]
         return cls(files, right, objects, n=asked.n, device=asked.device)
 
@@ -102,9 +103,9 @@ class Measured:
     speed: float
 
 
-def classified(bundle: Bundle, files: Sequence[str]) -> tuple[Floats, Floats]:
+def classified(bundle: Bundle, files: Sequence[str], *, device: str) -> tuple[Floats, Floats]:
     """Logits [M,C] and attribution [M,N] of clean images at the classifier's size."""
-    engine = open_engine(bundle.classifier, device="cpu")
+    engine = open_engine(bundle.classifier, device=device, precision=bundle.manifest.precision)
     size = bundle.manifest.classifier_size
     found = [
         engine.run({"images": read_image(file, size=size).pixels[None].astype(np.float32) / 255})

@@ -79,7 +79,7 @@ def distill_bundle(
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
         if is_first() and not (work / PLAN).exists():
-            files.check(console=console)
+            Files([*training, *others], size=manifest.image_size).check(console=console)
         student, losses = train_student(
             shape,
             files,

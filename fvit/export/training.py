@@ -35,6 +35,9 @@ PLAN, STATE = "plan.json", "state.pt"
 MEASURED = 10
 """Steps that tell how many fit into the time given."""
 
+AT_ONCE = 256
+"""Images that are checked in one go."""
+
 SHOWN = 5
 """Images that cannot be read, named in an error."""
 
@@ -71,12 +74,13 @@ class Files:
                 return str(error)
             return None
 
-        told = track(
-            self._readers.map(reason, range(len(self))), "reading images", total=len(self), console=console
-        )
-        if damaged := [each for each in told if each is not None]:
+        damaged: list[str] = []
+        for first in track(range(0, len(self), AT_ONCE), "reading images", console=console):
+            told = self._readers.map(reason, range(first, min(first + AT_ONCE, len(self))))
+            damaged += [each for each in told if each is not None]
+        if damaged:
             raise FvitError(
-                f"{len(damaged)} of {len(self)} images cannot be trained on; remove them: "
+                f"{len(damaged)} of {len(self)} images cannot be read; remove them: "
                 f"{'; '.join(damaged[:SHOWN])}{'; …' if len(damaged) > SHOWN else ''}"
             )
 
@@ -210,7 +214,9 @@ def train(
     first = accelerator.is_main_process
     (steps,) = broadcast_object_list([_kept_steps(work, plan, asked=settings.steps) if first else None])
     if steps is None:
-        steps = settings.steps or _steps_that_fit(step_of, model, optimiser, seconds=3600 * settings.hours)
+        steps = settings.steps or _steps_that_fit(
+            step_of, model, optimiser, accelerator.scaler, seconds=3600 * settings.hours
+        )
         (steps,) = broadcast_object_list([steps])
         if first:
             write(work / PLAN, json.dumps(plan | {"steps": steps}, indent=1).encode())
@@ -260,10 +266,11 @@ def _accelerator(mixed_precision: str) -> Any:
 
 
 def _steps_that_fit(
-    step_of: Callable[..., float], model: nn.Module, optimiser: Any, *, seconds: float
+    step_of: Callable[..., float], model: nn.Module, optimiser: Any, scaler: Any, *, seconds: float
 ) -> int:
-    """Measured on steps that are then undone."""
+    """Measured on steps that are then undone. scaler: of the gradients, where there is one."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    scale = None if scaler is None else scaler.state_dict()
     step_of(0, of=MEASURED)
     began = time.monotonic()
     for number in range(MEASURED):
@@ -271,6 +278,8 @@ def _steps_that_fit(
     each = (time.monotonic() - began) / MEASURED
     model.load_state_dict(before)
     optimiser.state.clear()
+    if scale is not None:
+        scaler.load_state_dict(scale)
     return max(1, int(seconds / each))
 
 

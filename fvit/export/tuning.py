@@ -102,7 +102,7 @@ def tune_bundle(
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
         if is_first() and not (work / PLAN).exists():
-            files.check(console=console)
+            Files([*training, *others], size=manifest.image_size).check(console=console)
         tuned = rebuild(bundle, weights=asked.weights)
         losses = train_classifier(
             tuned,
@@ -123,7 +123,7 @@ def tune_bundle(
     report = write_tuned(bundle, tuned, out, images=files, precision=precision)
     new = open_bundle(out)
     before, after = compare({"before": bundle, "after": new}, held_out, console=console)
-    seen = [classified(each, held_out.files) for each in (bundle, new)]
+    seen = [classified(each, held_out.files, device=held_out.device) for each in (bundle, new)]
     clean = [Clean.of(*each, held_out, wanted=seen[0][1]) for each in seen]
     console.print(_table(clean))
     fallen = [*lost(*clean, where="on clean images")]

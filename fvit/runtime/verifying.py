@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fvit import commands
+from fvit.certificates.radii import in_digits
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.certificates.verify import verify
@@ -151,19 +152,21 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
     if not said.class_.abstained and (
         found.class_.index != said.class_.index or found.class_.radius_l2 < said.class_.radius_l2
     ):
+        recorded, here = (in_digits(each.class_.radius_l2, digits=4) for each in (said, found))
         weaker.append(
-            f"class {said.class_.label} at {said.class_.radius_l2:.4f} is recorded, the copies give "
-            f"{found.class_.label} at {found.class_.radius_l2:.4f} here"
+            f"class {said.class_.label} at {recorded} is recorded, the copies give {found.class_.label} at "
+            f"{here} here"
         )
     for one, other in zip(said.attentions, found.attentions, strict=True):
         if not one.abstained and (set(one.tokens) != set(other.tokens) or other.radius_l2 < one.radius_l2):
+            recorded, here = (in_digits(each.radius_l2, digits=4) for each in (one, other))
             weaker.append(
-                f"the top {one.k} tokens at {one.radius_l2:.4f} are recorded, the copies give "
-                f"{len(set(one.tokens) & set(other.tokens))} of them and {other.radius_l2:.4f} here"
+                f"the top {one.k} tokens at {recorded} are recorded, the copies give "
+                f"{len(set(one.tokens) & set(other.tokens))} of them and {here} here"
             )
         pairs = zip(one.map_radii or (), other.map_radii or (), strict=True)
         # Above 0 a token is in, below 0 it is out: it is to reach as far on the same side.
-        if short := sum(abs(radius) > (here if radius > 0 else -here) for radius, here in pairs if radius):
+        if short := sum(abs(radius) > (now if radius > 0 else -now) for radius, now in pairs if radius):
             weaker.append(
                 f"{short} of the {len(one.votes)} tokens of the map at k = {one.k} are recorded to keep "
                 "their sides further than the copies give here"

@@ -161,7 +161,7 @@ def test_a_certificate_that_is_broken_inside_its_radius_stops_the_run(
     doctored = true.model_copy(update={"class_": true.class_.model_copy(update={"radius_l2": 50.0})})
     with Journal(tmp_path / "out") as journal:
         journal.append(doctored.to_dict())
-    said = r"certificate of .*000\.png is broken: it holds to ℓ2 radii of 50 .*refute it \(class.*a bug"
+    said = r"certificate of .*000\.png is broken: it holds to ℓ2 radii of 50.*refute it \(class.*a bug"
     for _ in range(2):  # and again, where it is gone on with
         with of_colours() as vit, pytest.raises(BrokenCertificate, match=said):
             evaluate(vit, tmp_path / "data", tmp_path / "out", adversary=Fading())

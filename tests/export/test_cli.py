@@ -146,7 +146,6 @@ def test_an_image_size_that_the_denoiser_cannot_halve_is_refused(denoiser: Path,
     assert "multiple of 2" in last_line(done)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
 def test_the_embedded_model_explains_what_it_is_asked_to_or_says_why_not(tmp_path: Path) -> None:
     done = here("export", "demo", tmp_path / "b", "--explain", "3")
     assert "attention is the same for every class" in last_line(done)
@@ -155,6 +154,7 @@ def test_the_embedded_model_explains_what_it_is_asked_to_or_says_why_not(tmp_pat
     assert not (tmp_path / "b").exists()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("pycuda") is not None, reason="there may be a GPU")
 def test_plans_without_a_gpu_are_one_clear_line(demo_bundle: Path) -> None:
     done = here("export", "engine", demo_bundle)
     assert "pycuda" in last_line(done)

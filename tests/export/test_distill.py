@@ -232,7 +232,7 @@ def test_images_that_cannot_be_read_are_named_before_anything_is_trained(
     shutil.copytree(folder, tmp_path / "images")
     whole = sorted((tmp_path / "images").rglob("*.png"))
     (tmp_path / "images" / "cut.png").write_bytes(whole[0].read_bytes()[:400])
-    with pytest.raises(FvitError, match=r"1 of \d+ images cannot be trained on; remove them: .*cut\.png"):
+    with pytest.raises(FvitError, match=r"1 of \d+ images cannot be read; remove them: .*cut\.png"):
         distill_bundle(
             demo_bundle, tmp_path / "b", images=tmp_path / "images", asked=StudentAsked(held_out=1),
             settings=Settings(rate=1e-3, batch=8, steps=1), console=QUIET,
