@@ -23,7 +23,7 @@ from fvit.export.comparing import Asked, HeldOut, compare
 from fvit.export.graphs import export_graph
 from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
-from fvit.export.training import PLAN, Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
 from fvit.runtime.bundle import (
     CLASSIFIER,
     DENOISER,
@@ -78,8 +78,7 @@ def distill_bundle(
     held_out = HeldOut.of(bundle, others, images=images, asked=asked)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
-        if is_first() and not (work / PLAN).exists():
-            Files([*training, *others], size=manifest.image_size).check(console=console)
+        Files([*training, *others], size=manifest.image_size).check(work=work, console=console)
         student, losses = train_student(
             shape,
             files,

@@ -63,9 +63,12 @@ class Files:
     def __len__(self) -> int:
         return len(self.files)
 
-    def check(self, *, console: Console) -> None:
-        """Read every image once. Raises FvitError that names those that cannot be read: in the midst of a
-        training, which knows its images by their number, none can be taken away."""
+    def check(self, *, work: Path, console: Console) -> None:
+        """Read every image once, in the first process, unless a training has begun in `work`. Raises
+        FvitError that names those that cannot be read: in the midst of a training, which knows its images by
+        their number, none can be taken away."""
+        if not is_first() or (work / PLAN).exists():
+            return
 
         def reason(index: int) -> str | None:
             try:

@@ -28,7 +28,6 @@ from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teac
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
 from fvit.export.training import (
-    PLAN,
     Files,
     Images,
     Settings,
@@ -101,8 +100,7 @@ def tune_bundle(
     original = rebuild(bundle, weights=asked.weights)
     files = Files(training, size=manifest.image_size)
     with work_of(out) as work:
-        if is_first() and not (work / PLAN).exists():
-            Files([*training, *others], size=manifest.image_size).check(console=console)
+        Files([*training, *others], size=manifest.image_size).check(work=work, console=console)
         tuned = rebuild(bundle, weights=asked.weights)
         losses = train_classifier(
             tuned,

@@ -217,8 +217,8 @@ class FaithfulViT:
 
         In each something is larger than in all before it: the class's radius, that of an explanation, or the
         radii of a certified map in all; but the last rests on every copy. All of them are true at once with
-        probability 1 − alpha. Leaving the iteration frees its
-        copies. Arguments and errors otherwise as certify.
+        probability 1 − alpha. Leaving the iteration frees its copies. Arguments and errors otherwise as
+        certify.
         """
         terms = self.terms(
             sigma=sigma, n=n, alpha=alpha, k=k, beta=beta, aggregate=aggregate, seed=seed, refining=True

@@ -45,10 +45,13 @@ class Schedule:
         """[T] the pixel-space σ of each integer timestep: √((1−ᾱ_t)/ᾱ_t) / 2."""
         return np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod) / 2
 
+    def _inside(self, levels: NDArray[np.float64]) -> NDArray[np.bool_]:
+        first, last = self.sigmas[[0, -1]]
+        return np.asarray((levels >= first * (1 - ROUNDING)) & (levels <= last * (1 + ROUNDING)))
+
     def knows(self, sigma: float) -> bool:
         """Whether this pixel-space σ lies in the schedule."""
-        first, last = self.sigmas[[0, -1]]
-        return bool(first * (1 - ROUNDING) <= sigma <= last * (1 + ROUNDING))
+        return bool(self._inside(np.asarray(sigma, np.float64)))
 
     def covers(self, lowest: float, highest: float) -> bool:
         """Whether this is a range of pixel-space σ, and all of it is in the schedule."""
@@ -67,7 +70,7 @@ class Schedule:
         Raises FvitError, naming the allowed range, where a σ lies outside the schedule.
         """
         levels, sigmas = np.asarray(sigma, np.float64), self.sigmas
-        inside = (levels >= sigmas[0] * (1 - ROUNDING)) & (levels <= sigmas[-1] * (1 + ROUNDING))
+        inside = self._inside(levels)
         if not inside.all():
             raise FvitError(
                 f"σ = {levels[~inside].flat[0]:g} is outside this denoiser's noise schedule: "
