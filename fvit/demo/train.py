@@ -28,7 +28,7 @@ from fvit.demo.data import LABELS, SIZE, Compositions, compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.distillation import train_student
 from fvit.export.students import Student
-from fvit.export.training import Settings
+from fvit.export.training import Settings, drawing
 from fvit.export.tuning import train_classifier
 from fvit.runtime.schedule import Schedule
 
@@ -60,7 +60,7 @@ def classifier(
     model = TokenLabelled(models.new_classifier())
 
     def loss(step: int) -> Tensor:
-        draw = _generator(seed, step)
+        draw = drawing(seed, step)
         chosen = torch.randint(len(images), (batch,), generator=draw)
         pixels = _recolour(images[chosen].float() / 255, draw)
         sigma = 0.1 * torch.rand(batch, 1, 1, 1, generator=draw)
@@ -110,7 +110,7 @@ def denoiser(
         return (predicted.float() - target).square().mean(dim=(1, 2, 3))
 
     def loss(step: int) -> Tensor:
-        draw = _generator(seed, step)
+        draw = drawing(seed, step)
         chosen = torch.randint(len(images), (batch,), generator=draw)
         pixels = _recolour(images[chosen].float() / 255, draw)
         low, high = (math.log(s) for s in NOISE_RANGE)
@@ -119,7 +119,7 @@ def denoiser(
 
     average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / "denoiser.pt")
     held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
-    noise = torch.randn(held_out.shape, generator=_generator(seed, -1))
+    noise = torch.randn(held_out.shape, generator=drawing(seed, -1))
     with torch.no_grad():
         errors = {
             str(s): float(error(average, held_out, torch.full((len(held_out),), s), noise).mean())
@@ -154,7 +154,7 @@ def student(
         console=Console(),
     )
     held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
-    noise = torch.randn(held_out.shape, generator=_generator(seed, -1))
+    noise = torch.randn(held_out.shape, generator=drawing(seed, -1))
     errors = {}
     for level in (0.12, 0.25, 0.5, 1.0):
         guess = _denoised(trained, held_out + level * noise, torch.full((len(held_out),), level))
@@ -299,11 +299,6 @@ def training_pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor,
 def _tensor(data: Compositions) -> tuple[Tensor, Tensor, Tensor]:
     pixels = torch.from_numpy(data.images.transpose(0, 3, 1, 2).copy())
     return pixels, torch.from_numpy(data.labels), torch.from_numpy(data.masks)
-
-
-def _generator(seed: int, step: int) -> torch.Generator:
-    mixed = np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed) % 2**63)
 
 
 def _recolour(pixels: Tensor, draw: torch.Generator) -> Tensor:

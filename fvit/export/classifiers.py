@@ -62,6 +62,7 @@ class ExplainedClassifier(nn.Module):
         super().__init__()
         _check(model, explanation=explanation, explained=explained)
         self.model = model.eval()
+        self._names = [*model.state_dict()]
         self.explanation = explanation
         self.explained = explained
         self.dtype = torch.float32
@@ -115,6 +116,10 @@ class ExplainedClassifier(nn.Module):
             return 1
         sides = zip(self.grid, self._windows["window"], strict=True)
         return math.prod(-(-side // part) for side, part in sides)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's state_dict, by the names that it has where nothing is explained."""
+        return dict(zip(self._names, self.model.state_dict().values(), strict=True))
 
     def halve(self) -> None:
         """Let the network compute in float16; normalisation and explanation stay in float32."""

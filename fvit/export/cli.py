@@ -147,7 +147,7 @@ ImagesOption = Annotated[
 HoursOption = Annotated[float, typer.Option(help="How long to train, unless --steps are told.", min=1e-6)]
 TrainingStepsOption = Annotated[int | None, typer.Option(help="Optimiser steps.", min=1)]
 TrainingBatchOption = Annotated[int, typer.Option(help="Images a step.", min=1)]
-TrainingSeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+TrainingSeedOption = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**63 - 1)]
 MixedOption = Annotated[
     str | None,
     typer.Option(
@@ -343,6 +343,9 @@ def list_models() -> None:
 
 
 def _report(bundle: Path, exported: dict[str, Exported]) -> None:
+    """exported: nothing in a process that trained along with the one that writes."""
+    if not exported:
+        return
     for name, graph in exported.items():
         console.print(f"{name:<16} max relative error against torch {graph.error:.1e}")
         if cost := graph.int8:

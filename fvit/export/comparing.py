@@ -61,14 +61,15 @@ class HeldOut:
     def of(cls, bundle: Bundle, files: Sequence[str], *, images: Path, asked: Asked) -> HeldOut:
         """files: in the folder `images`. The right classes are those of asked.labels, as fvit-certify takes
         them, or else what the bundle's own classifier says of the clean image. Raises FvitError where labels
-        or masks are missing or cannot be read, so few copies certify nothing, or there is no such device."""
+        or masks are missing or cannot be read, so few copies certify nothing, or the device cannot be used.
+        """
         _terms(bundle.manifest, sigma=levels_of(bundle.manifest.schedule)[0], n=asked.n)
+        load(bundle, device=asked.device).close()
         objects = None
         if asked.masks is not None:
             found = zip(files, masks_of(files, images=images, masks=asked.masks), strict=True)
             objects = [_touching(bundle, file, mask) for file, mask in found]
         if asked.labels is not None:
-            open_engine(bundle.classifier, device=asked.device)
             right = list(labels_of(files, asked.labels, names=bundle.manifest.labels))
         else:
             logits, _ = classified(bundle, files, device=asked.device)

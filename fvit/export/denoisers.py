@@ -148,8 +148,12 @@ def load_diffusers(place: Path | str, *, null_class: int | None = None) -> Diffu
         )
     except Exception as error:  # whatever the hub's client, the parser or the constructor raises
         raise _unreadable(place, error) from error
-    if missing := sorted(found["missing_keys"]):
-        raise FvitError(f"{place} lacks weights of its UNet2DModel: {', '.join(missing[:3])}")
+    for keys, what in (
+        ("missing_keys", "lacks weights of"),
+        ("unexpected_keys", "holds weights that are not of"),
+    ):
+        if names := sorted(found[keys]):
+            raise FvitError(f"{place} {what} its UNet2DModel: {', '.join(names[:3])}")
     _check(unet, place)
     _check_class(unet, place, null_class)
     preconditioning = preconditioning_of(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,13 +24,24 @@ from fvit.export.comparing import Asked, HeldOut, compare
 from fvit.export.graphs import export_graph
 from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
-from fvit.export.training import Files, Images, Settings, described, is_first, split, train, work_of
+from fvit.export.training import (
+    Files,
+    Images,
+    Settings,
+    described,
+    is_first,
+    names_of,
+    split,
+    train,
+    work_of,
+)
 from fvit.runtime.bundle import (
     CLASSIFIER,
     DENOISER,
     Bundle,
     Manifest,
     Origin,
+    check_place,
     open_bundle,
     seal,
     write_bundle,
@@ -66,6 +78,7 @@ def distill_bundle(
     """
     bundle = open_bundle(folder)
     manifest = bundle.manifest
+    check_place(out, made_from=bundle)
     precision = precision_for(bundle, asked.precision)
     shape = shape_of(size=asked.size, image_size=manifest.image_size, sigmas=asked.sigmas)
     known = manifest.schedule.sigmas
@@ -89,7 +102,10 @@ def distill_bundle(
             console=console,
             teacher=teacher_of(bundle, device=asked.device) if asked.share else None,
             share=asked.share,
-            name=f"{manifest.denoiser} of {bundle.digest}",
+            origin={
+                "teacher": f"{manifest.denoiser} of {bundle.digest}",
+                "files": names_of(training, images),
+            },
         )
     if not is_first():
         return {}
@@ -149,13 +165,14 @@ def train_student(
     console: Console,
     teacher: Teacher | None = None,
     share: float = 0.0,
-    name: str = "",
+    origin: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[Student, list[float]]:
     """A student of this shape for images of `size`, and the loss of every step.
 
     The loss of a copy, drawn at a σ that is log-uniform in the shape's range: (1 − share) times the squared
     error against the clean image plus share times that against the teacher's output, in [-1,1], by Karras et
-    al.'s weight 1/c_out². name: of the teacher, for the plan. Raises FvitError as train does.
+    al.'s weight 1/c_out². origin: what else makes this training what it is, for the plan. Raises FvitError as
+    train does.
     """
     torch.manual_seed(settings.seed)
     student = Student(shape).resized(size, output_size)
@@ -177,7 +194,7 @@ def train_student(
         level = 2 * sigma
         return ((level**2 + DATA_STD**2) / (level * DATA_STD) ** 2 * errors).mean()
 
-    plan = {"student": shape.to_dict(), "teacher": name, "share": share}
+    plan = {"student": shape.to_dict(), "share": share, **origin}
     losses = train(Guessing(student), loss, images, settings, work=work, plan=plan, console=console)
     return student.cpu().to(memory_format=torch.contiguous_format).eval(), losses
 

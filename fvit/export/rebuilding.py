@@ -14,6 +14,7 @@ from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
 from fvit.export.bundles import ROWS
 from fvit.export.calibration import calibration_images, denoiser_feeds
+from fvit.export.checkpoints import load_tensors, read_tensors
 from fvit.export.classifiers import ExplainedClassifier, load_classifier
 from fvit.export.denoisers import Diffusion
 from fvit.export.graphs import run_torch
@@ -126,4 +127,7 @@ def _model(name: str, weights: Path | None) -> Any:
         return load_classifier(name, weights=weights)
     from fvit.demo import models
 
-    return models.load_classifier(weights or models.weights_of(name))
+    model = models.load_classifier(models.weights_of(name))
+    if weights is not None:
+        load_tensors(model, read_tensors(weights), file=weights)
+    return model

@@ -57,10 +57,15 @@ def shape_of(*, size: str, image_size: tuple[int, int], sigmas: tuple[float, flo
         raise FvitError(f"size '{size}' is unknown: use one of {', '.join(WIDTHS)}")
     fold = 8 if max(image_size) >= LARGEST_FINE else 4
     check_sides(image_size, fold=fold)
-    lowest, highest = sigmas
-    if not 0 < lowest < highest:
-        raise FvitError(f"σ from {lowest:g} to {highest:g} is no range: give one such as 0.12:1")
-    return Shape(WIDTHS[size] * fold // 4, fold, lowest, highest)
+    shape = Shape(WIDTHS[size] * fold // 4, fold, *sigmas)
+    try:
+        _ = shape.schedule
+    except FvitError as error:
+        raise FvitError(
+            f"σ from {shape.lowest:g} to {shape.highest:g} is no range that a student can follow: give one "
+            "such as 0.12:1"
+        ) from error
+    return shape
 
 
 def check_sides(image_size: tuple[int, int], *, fold: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -109,6 +111,13 @@ def split(folder: Path, *, held_out: int, least: int, seed: int) -> tuple[list[s
     return [files[i] for i in order[held_out:]], [files[i] for i in order[:held_out]]
 
 
+def names_of(files: Sequence[str], folder: Path) -> str:
+    """A digest of the files' names in the folder and of their sizes, in this order: a training knows its
+    images by their number."""
+    told = (f"{os.path.relpath(file, folder)} {Path(file).stat().st_size}\n" for file in files)
+    return sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
+
+
 def fastest_arithmetic() -> str:
     """bf16 where the device multiplies it, else fp16 on a GPU and fp32 ("no") on a processor, which otherwise
     imitates what it lacks."""
@@ -121,7 +130,7 @@ def fastest_arithmetic() -> str:
 class Settings:
     """How to train: AdamW with this peak rate, warmed up and let down to zero along a cosine; `batch`
     images a step; until `steps`, or as many as fit into `hours`. mixed_precision: as accelerate names it.
-    checkpoint: seconds between two."""
+    checkpoint: seconds between two. Raises FvitError for a rate or hours that are no number above 0."""
 
     rate: float
     batch: int
@@ -130,6 +139,11 @@ class Settings:
     hours: float = 1.0
     mixed_precision: str = field(default_factory=fastest_arithmetic)
     checkpoint: float = 60.0
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "hours"):
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                raise FvitError(f"{name} = {value:g}: give a number above 0")
 
 
 @contextmanager
@@ -191,6 +205,7 @@ def train(
         "batch": settings.batch,
         "seed": settings.seed,
         "rate": settings.rate,
+        "hours": settings.hours if settings.steps is None else None,
         "images": len(images),
         "mixed precision": settings.mixed_precision,
     }

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import safetensors.torch
@@ -33,12 +34,13 @@ from fvit.export.training import (
     Settings,
     described,
     is_first,
+    names_of,
     split,
     train,
     work_of,
     write,
 )
-from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, open_bundle, write_bundle
+from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, check_place, open_bundle, write_bundle
 
 WEIGHTS = "classifier.safetensors"
 """The tuned weights beside the checkpoints, from which the new bundle can be tuned again."""
@@ -87,6 +89,7 @@ def tune_bundle(
     """
     bundle = open_bundle(folder)
     manifest = bundle.manifest
+    check_place(out, made_from=bundle)
     precision = precision_for(bundle, asked.precision)
     lowest, highest = asked.sigmas
     known = manifest.schedule.sigmas
@@ -111,10 +114,13 @@ def tune_bundle(
             sigmas=asked.sigmas,
             work=work,
             console=console,
-            name=f"{manifest.classifier} of {bundle.digest}",
+            origin={
+                "tuned": f"{manifest.classifier} of {bundle.digest}",
+                "files": names_of(training, images),
+            },
         )
         if is_first():
-            write(work / WEIGHTS, safetensors.torch.save(tuned.model.state_dict()))
+            write(work / WEIGHTS, safetensors.torch.save(tuned.weights()))
     if not is_first():
         return {}
     console.print(described(losses))
@@ -142,7 +148,7 @@ def train_classifier(
     sigmas: tuple[float, float],
     work: Path,
     console: Console,
-    name: str = "",
+    origin: Mapping[str, str] = MappingProxyType({}),
 ) -> list[float]:
     """Tune a copy of the original in place, and return the loss of every step.
 
@@ -150,8 +156,8 @@ def train_classifier(
     ATTRIBUTION · KL(w‖·) + ORDER · out_of_order(w, ·) of the tuned one's on a denoised copy of each image, at
     a σ that is log-uniform in the range, and on one in CLEAN of the images themselves. The denoiser stays as
     it is. An explanation that differentiates is computed in fp32, and without the loss of order: many of its
-    shares are 0, none of which leads another. name: of the original, for the plan. Raises FvitError as train
-    does.
+    shares are 0, none of which leads another. origin: what else makes this training what it is, for the plan.
+    Raises FvitError as train does.
     """
     if tuned.needs_gradients:
         settings = dataclasses.replace(settings, mixed_precision="no")
@@ -179,7 +185,7 @@ def train_classifier(
         total: Tensor = rows[: len(copies)].mean() + rows[-few:].mean()
         return total
 
-    plan = {"tuned": name, "sigmas": list(sigmas), "order": order}
+    plan = {"sigmas": list(sigmas), "order": order, **origin}
     # On a CPU fused attention's backward pass takes twice as long in bfloat16 as all the rest of a step.
     plain = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
     with plain:

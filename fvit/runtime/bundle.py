@@ -211,9 +211,7 @@ def write_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     written, or would go by the embedded bundle's name. The block must call `seal` last.
     """
     target = Path(folder)
-    if target == Path(demo.NAME):
-        raise FvitError(f"{demo.NAME} is what the embedded bundle is called: name another folder")
-    _check_replaceable(target)
+    check_place(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -233,6 +231,18 @@ def write_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise FvitError(f"cannot write {target}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_place(target: Path, *, made_from: Bundle | None = None) -> None:
+    """Raise FvitError where no bundle can be written: see write_bundle. made_from: the bundle that the new
+    one is to be compared with, in whose place it cannot be written."""
+    if target == Path(demo.NAME):
+        raise FvitError(f"{demo.NAME} is what the embedded bundle is called: name another folder")
+    if not target.name:
+        raise FvitError(f"{target} has no name of its own: name the folder that the bundle is to be")
+    if made_from is not None and target.resolve() == made_from.folder.resolve():
+        raise FvitError(f"{target} is the bundle that the new one is made from: name another folder")
+    _check_replaceable(target)
 
 
 def seal(folder: Path, manifest: Manifest) -> None:

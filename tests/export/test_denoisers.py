@@ -164,11 +164,16 @@ def test_another_network_than_a_unet_of_images_is_refused_by_its_class(tmp_path:
         load_diffusers(folder)
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+def test_weights_that_are_missing_are_not_made_up_and_none_are_left_over(tmp_path: Path) -> None:
+    """As where the configuration is of another network."""
     folder = saved(tmp_path / "model", small_unet(), EDMEulerScheduler())
     file = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(file)
-    del tensors["conv_out.bias"]
+    bias = tensors.pop("conv_out.bias")
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(FvitError, match=r"lacks weights of its UNet2DModel: conv_out\.bias"):
+        load_diffusers(folder)
+    more = {"conv_out.bias": bias, "conv_more.bias": bias.clone()}
+    save_file(tensors | more, file, metadata={"format": "pt"})
+    with pytest.raises(FvitError, match=r"holds weights that are not of its UNet2DModel: conv_more\.bias"):
         load_diffusers(folder)

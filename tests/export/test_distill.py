@@ -87,6 +87,34 @@ def test_another_training_in_the_same_folder_is_refused_by_what_differs(tmp_path
         trained(tmp_path, Pixels(), steps=2)
 
 
+def test_other_images_or_other_hours_are_another_training(
+    demo_bundle: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "others")
+    changed = next((tmp_path / "others" / "0").glob("*.png"))
+    changed.rename(changed.with_name("another.png"))
+
+    def distil(images: Path, **settings: Any) -> None:
+        distill_bundle(
+            demo_bundle, tmp_path / "b", images=images, console=QUIET,
+            asked=StudentAsked(size="tiny", share=0.0, held_out=2, n=24),
+            settings=Settings(rate=2e-3, batch=4, mixed_precision="no", **settings),
+        )  # fmt: skip
+
+    distil(folder, steps=1)
+    with pytest.raises(FvitError, match=r"b\.training holds a training with files [0-9a-f]{64}, not"):
+        distil(tmp_path / "others", steps=1)
+    with pytest.raises(FvitError, match=r"with hours None, not 0\.5"):
+        distil(folder, hours=0.5)
+
+
+@pytest.mark.parametrize("name", ["rate", "hours"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_settings_that_are_no_numbers_are_refused(name: str, value: float) -> None:
+    with pytest.raises(FvitError, match=f"{name} = .*: give a number above 0"):
+        Settings(**{"rate": 1e-3, "batch": 8, name: value})  # type: ignore[arg-type]
+
+
 def test_time_is_turned_into_steps_once(tmp_path: Path) -> None:
     settings = Settings(rate=2e-3, batch=4, hours=2 / 3600, mixed_precision="bf16")
     arguments = {"size": (64, 64), "output_size": (64, 64), "work": tmp_path, "console": QUIET}
@@ -202,7 +230,10 @@ def test_a_student_learns_from_a_teacher_of_any_family(folder: Path, tmp_path: P
         ("few", {}, "holds 1 images: training needs 64 at least"),
         ("many", {"size": "huge"}, "size 'huge' is unknown: use one of tiny, small, base"),
         ("many", {"sigmas": (1.0, 0.1)}, "is no range"),
-        ("many", {"sigmas": (1e-9, 1.0)}, "the teacher knows σ from"),
+        ("many", {"sigmas": (1e-9, 1.0)}, "is no range"),
+        ("many", {"sigmas": (1e-4, 1.0)}, "the teacher knows σ from"),
+        ("many", {"sigmas": (0.12, np.inf), "share": 0.0}, "is no range"),
+        ("many", {"device": "cuda:99"}, "pycuda|GPU"),
         ("many", {"precision": "fp16"}, "cannot become one in fp16"),
         ("many", {"n": 5}, "n = 5 copies cannot certify any positive radius"),
     ],
@@ -224,6 +255,28 @@ def test_what_cannot_be_distilled_is_said(
         )  # fmt: skip
     assert not (tmp_path / "b").exists()
     assert not (tmp_path / "b.training").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("demo", "what the embedded bundle is called"),
+        ("", "has no name of its own"),
+        ("photo.png", "exists and is no bundle"),
+        ("bundle", "is the bundle that the new one is made from"),
+        ("link", "is the bundle that the new one is made from"),
+    ],
+)
+def test_a_place_where_no_bundle_can_be_written_is_refused_before_the_training(
+    place: str, message: str, demo_bundle: Path, folder: Path, photo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photo.parent)
+    shutil.copytree(demo_bundle, "bundle")
+    Path("link").symlink_to("bundle")
+    for command in ("distill", "tune"):
+        done = here("export", command, "bundle", place, "--images", folder, "--hours", "1000")
+        assert message in last_line(done)
+    assert not list(photo.parent.glob("*.training"))
 
 
 def test_images_that_cannot_be_read_are_named_before_anything_is_trained(

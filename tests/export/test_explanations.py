@@ -50,6 +50,18 @@ def test_rollout_is_the_product_of_the_papers_matrices(family: str) -> None:
         assert_shares(attribution, product[read_rows(plain)].mean(dim=0)[classifier.prefix :].detach())
 
 
+@pytest.mark.parametrize("family", SEQUENCES)
+def test_attention_is_what_the_head_gives_patches_in_the_last_block(family: str) -> None:
+    classifier, pixels, found = attributions(family, "attention")
+    for image, attribution in zip(pixels, found, strict=True):
+        plain = build(family)
+        (attention,) = caught(plain, plain.blocks[-1:], image[None])
+        relevance = torch.zeros(found.shape[1])
+        for head in attention[0]:
+            relevance += head[read_rows(plain), classifier.prefix :].mean(dim=0)
+        assert_shares(attribution, relevance.detach())
+
+
 @pytest.mark.parametrize(("family", "explained"), [*((each, None) for each in SEQUENCES), ("vit", A_CLASS)])
 @pytest.mark.parametrize("explanation", ["gradient-attention", "gradcam", "gradient-rollout"])
 def test_gradient_explanations_are_those_of_autograd(

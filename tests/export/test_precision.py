@@ -18,6 +18,7 @@ from fvit.export.graphs import export_graph
 from fvit.export.precision import Feeds, halve, quantise
 from fvit.runtime.loading import ON_CPU
 from fvit.runtime.noise import noisy_copies
+from tests.export.families import FAMILIES, build
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,38 @@ def test_a_half_precision_graph_stays_near_fp32_torch(explanation: str, tmp_path
     assert {t.data_type for t in matrices} == {onnx.TensorProto.FLOAT16}
 
 
-@pytest.mark.parametrize("explanation", ["gradcam", "attribution-rollout", "transformer-attribution"])
+@pytest.mark.parametrize(
+    ("family", "explanation"),
+    [("vit", "gradcam"), ("vit", "lrp"), ("swin", "gradcam"), ("swin", "lrp"), ("swinv2", "attention")],
+)
+def test_explanations_of_the_last_block_export_in_half_precision_too(
+    family: str, explanation: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    name, options = FAMILIES[family]
+    model = timm.create_model(name, **options)
+    label = None if explanation == "attention" else 3
+    explained = ExplainedClassifier(model, explanation=explanation, explained=label)
+    images = torch.rand(3, 3, *explained.size, generator=torch.Generator().manual_seed(0))
+    error = export_graph(
+        explained, {"images": images}, outputs=("logits", "attribution"), graph=tmp_path / "half.onnx",
+        backward=explained.needs_gradients, half=True,
+    )  # fmt: skip
+    assert 1e-6 < error <= 2e-2
+
+
+def test_windows_are_quantised_too(tmp_path: Path) -> None:
+    explained = ExplainedClassifier(build("swin"), explanation="gradcam", explained=3)
+    images = torch.rand(4, 3, *explained.size, generator=torch.Generator().manual_seed(0))
+    graph = tmp_path / "g.onnx"
+    export_graph(explained, {"images": images}, outputs=("logits", "attribution"), graph=graph, backward=True)
+    result = quantise(graph, [{"images": images.numpy()}])
+    assert 0 < result.error <= 0.1
+    assert len(result.floats) < result.layers
+    assert _integer_weights(graph) >= result.layers - len(result.floats)
+
+
+@pytest.mark.parametrize("explanation", ["gradcam", "lrp", "attribution-rollout", "transformer-attribution"])
 def test_an_explained_classifier_is_quantised_whole_or_nearly(explanation: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", depth=1, img_size=64, embed_dim=48, num_classes=10)

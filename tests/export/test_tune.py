@@ -9,6 +9,7 @@ from rich.console import Console
 from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.errors import FvitError
+from fvit.export.checkpoints import load_tensors
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.comparing import HeldOut, Measured
 from fvit.export.rebuilding import rebuild
@@ -107,6 +108,26 @@ def test_a_tuned_bundle_names_what_it_was_tuned_from(
     rebuild(after, weights=tmp_path / "b.training" / "classifier.safetensors")
     with pytest.raises(FvitError, match="was not exported from these weights"):
         rebuild(after, weights=None)
+
+
+def test_weights_are_named_as_the_model_has_them_whatever_explains_it(tmp_path: Path) -> None:
+    """attribution-rollout puts modules of its own in the model."""
+    model = models.load_classifier()
+    names = [*model.state_dict()]
+    explained = ExplainedClassifier(model, explanation="attribution-rollout")
+    assert [*explained.weights()] == names != [*explained.model.state_dict()]
+    load_tensors(models.new_classifier(), explained.weights(), file=tmp_path)
+
+
+def test_weights_that_do_not_fit_the_embedded_classifier_are_one_line(
+    demo_bundle: Path, photo: Path, tmp_path: Path
+) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
+    bundle = open_bundle(demo_bundle)
+    with pytest.raises(FvitError, match=r"other\.pth does not fit the model"):
+        rebuild(bundle, weights=tmp_path / "other.pth")
+    with pytest.raises(FvitError, match=r"photo\.png cannot be read as a checkpoint|holds more than tensors"):
+        rebuild(bundle, weights=photo)
 
 
 def changed(bundle: Path, target: Path, **fields: object) -> Path:
