@@ -138,14 +138,17 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
 
     def faster() -> str:
         places = {device: _on_cpu(bundle, device=device, cores=cores) for device in ON_CPU}
-        if (apart := _apart(bundle, places["openvino"].pipeline, places["cpu"].pipeline)) > FAR:
+        if not (apart := _apart(bundle, places["openvino"].pipeline, places["cpu"].pipeline)) <= FAR:
             return f"openvino: its results are {apart:.0%} off those of ONNX Runtime"
         return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
 
     versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
     key = f"{bundle.digest} {_cores(cores)} {versions}"
     otherwise = "give --device cpu or openvino"
-    found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
+    try:
+        found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
+    except (FvitError, RuntimeError) as reason:  # OpenVINO's own errors are RuntimeErrors
+        return "cpu", f"openvino: {reason}"
     if found not in ON_CPU:
         return "cpu", found
     return found, f"{next(each for each in ON_CPU if each != found)}: slower than {found} here"
@@ -163,7 +166,8 @@ def _apart(bundle: Bundle, one: DenoisedClassifier, other: DenoisedClassifier) -
     denoised = [pipeline.denoise(noisy, sigma=sigma) for pipeline in (one, other)]
     outputs = [pipeline.classify(denoised[1]) for pipeline in (one, other)]
     pairs = [denoised, *zip(*outputs, strict=True)]
-    return max(float(np.sqrt(np.mean((a - b) ** 2)) / (b.std() + 1e-12)) for a, b in pairs)
+    # A result that is no number makes NumPy's maximum none, and Python's whatever comes first.
+    return float(np.max([np.sqrt(np.mean((a - b) ** 2)) / (b.std() + 1e-12) for a, b in pairs]))
 
 
 def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:

@@ -76,6 +76,30 @@ def test_auto_passes_over_an_engine_whose_results_are_far_off(
         assert re.fullmatch(r"openvino: its results are \d+% off those of ONNX Runtime", vit.passed_over[-1])
 
 
+@pytest.mark.parametrize("wrong", ["an error", "no number", "none but one"])
+def test_auto_passes_over_an_engine_that_fails_or_gives_no_numbers(
+    wrong: str, demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    classify = DenoisedClassifier.classify
+
+    def failing(pipeline: DenoisedClassifier, images: Floats) -> tuple[Floats, Floats]:
+        logits, attribution = classify(pipeline, images)
+        if pipeline.engine == "openvino":
+            if wrong == "an error":
+                raise RuntimeError("the compiled model is lost")
+            attribution = np.full_like(attribution, np.nan)
+            logits = logits if wrong == "none but one" else np.full_like(logits, np.nan)
+        return logits, attribution
+
+    monkeypatch.setattr(DenoisedClassifier, "classify", failing)
+    with fvit.load(demo_bundle, device="auto") as vit:
+        assert vit.engine["device"] == "cpu"
+        said = "the compiled model is lost" if wrong == "an error" else "its results are nan% off"
+        assert vit.passed_over[-1].startswith(f"openvino: {said}")
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0", ""])
 def test_a_device_that_is_none_is_refused_with_those_that_are(demo_bundle: Path, device: str) -> None:
     with pytest.raises(FvitError, match=f"unknown device '{device}': use cpu"):
