@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,8 @@ class OnnxRuntimeEngine(Engine):
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         def call(rows: dict[str, NDArray[Any]]) -> Arrays:
-            found: Arrays = self._session.run(self._names, rows)
+            with _memory_told(self.device):
+                found: Arrays = self._session.run(self._names, rows)
             return found
 
         found = in_portions(call, feeds, portion=self._portion, cores=self._cores)
@@ -109,14 +111,20 @@ class OnnxRuntimeEngine(Engine):
 
         def execute() -> None:
             for binding in bindings:
-                try:
+                with _memory_told(self.device):
                     self._session.run_with_iobinding(binding)
-                except Exception as error:  # ONNX Runtime's own types tell causes apart in words alone
-                    if NO_MEMORY.search(str(error)) is None:
-                        raise
-                    raise OutOfMemory(f"{self.device}: {error}") from error
 
         return execute
+
+
+@contextmanager
+def _memory_told(device: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's own types tell causes apart in words alone
+        if NO_MEMORY.search(str(error)) is None:
+            raise
+        raise OutOfMemory(f"{device}: {error}") from error
 
 
 def _providers(

@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 
 from fvit.engines.base import Engine
 from fvit.engines.opening import open_engine
-from fvit.errors import FvitError
+from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime.bundle import CLASSIFIER, DENOISER
 
 
@@ -64,6 +64,21 @@ def test_a_graph_of_fixed_batch_is_padded_and_cut(batch: int, tmp_path: Path) ->
     factor = np.arange(batch, dtype=np.float32)[:, None]
     found = open_engine(tmp_path / "twice.onnx", device="cpu").run({"x": x, "factor": factor})
     assert np.array_equal(found["y"], factor * x)
+
+
+@pytest.mark.parametrize("words", ["CUDA out of memory", "Failed to allocate memory for requested buffer"])
+def test_a_device_that_is_full_says_so(
+    words: str, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(demo_bundle / CLASSIFIER, device="cpu")
+
+    class Full:
+        def run(self, *_: object) -> None:
+            raise RuntimeError(words)
+
+    monkeypatch.setattr(engine, "_session", Full())
+    with pytest.raises(OutOfMemory, match=f"cpu: {words}"):
+        engine.run({"images": _images(2)})
 
 
 def test_threads_may_share_an_engine(classifier: Engine) -> None:
