@@ -30,6 +30,7 @@ from fvit.evaluation.measures import (
     Norm,
     Said,
     Target,
+    draws,
 )
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
@@ -136,8 +137,7 @@ class Attacking:
         *,
         place: int,
     ) -> Attack:
-        # Several images may have one seed, and their attacks are to be independent.
-        draw = np.random.default_rng([certificate.seed, int(picture.pixels_sha256[:32], 16), place])
+        draw = np.random.default_rng([*draws(certificate.seed, picture.pixels_sha256), place])
         radius = budget / 255 if norm == "linf" else budget * JUST_INSIDE * _radius(certificate, target)
         proposed = self.adversary.attack(
             np.divide(picture.pixels, 255, dtype=np.float32),
@@ -187,6 +187,11 @@ class Attacking:
             f"{certificate.alpha:g} that may be false by chance, this is a bug: please report it with that "
             "file, the record and the bundle"
         )
+
+
+def broken_in(folder: Path) -> list[str]:
+    """SHA-256 of the pixels of the images in an output folder whose certificates an attack broke."""
+    return sorted(file.stem for file in (folder / BROKEN).glob("*.npy"))
 
 
 def fresh(vit: FaithfulViT, pixels: Pixels, certificate: Certificate, *, copies: int, seed: int) -> Tally:

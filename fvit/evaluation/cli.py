@@ -131,9 +131,9 @@ def fvit_evaluate(
         )  # fmt: skip
         told.note(f"{data}: {found.layout}, {len(found.samples):,} images")
         asked = Asked(
-            bundle=vit.bundle.digest, sigma=terms.sigma, n=terms.n, alpha=terms.alpha, k=top_k,
-            beta=terms.beta, perturbed_n=perturbed_n, attack_steps=steps if adversarial else None,
-            seed=terms.seed,
+            bundle=vit.bundle.digest, engine=", ".join(vit.engine.values()), sigma=terms.sigma, n=terms.n,
+            alpha=terms.alpha, k=top_k, beta=terms.beta, perturbed_n=perturbed_n,
+            attack_steps=steps if adversarial else None, seed=terms.seed,
         )  # fmt: skip
         with Journal(out) as journal, Kept(out, asked) as kept:
             evaluation = Evaluation(

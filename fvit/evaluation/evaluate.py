@@ -21,7 +21,7 @@ from fvit.certificates.radii import class_radius
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
-from fvit.evaluation.adversarial import Adversary, Attacking
+from fvit.evaluation.adversarial import Adversary, Attacking, broken_in
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.figures import Row, Rows
 from fvit.evaluation.keeping import Kept
@@ -146,13 +146,15 @@ class Evaluation:
             "explanation": manifest.explanation,
             "engine": self.vit.engine,
             "labels": manifest.labels,
-            "asked": self.kept.asked.model_dump(exclude_none=True, exclude={"secret", "bundle"}),
+            "asked": self.kept.asked.model_dump(exclude_none=True, exclude={"secret", "bundle", "engine"}),
             "data": {"layout": self.data.layout, **vars(counted)},
             **tables(
                 self._rows.figures(), radii=self.radii, models=models, labelled=counted.labelled > 0,
                 masked=counted.masked > 0, attacked=self._attacking is not None,
             ),
         }  # fmt: skip
+        if broken := broken_in(self.journal.folder):
+            found["broken"] = broken
         if manifest.explained is not None:
             one = manifest.explained
             found["explained"] = manifest.labels[one] if isinstance(one, int) else one
@@ -185,7 +187,7 @@ class Evaluation:
 
     def _read_all(self, advance: Callable[[], Any]) -> Iterator[Seen]:
         """Each image once, when it is its turn; of those that are left out it is said why."""
-        first: dict[str, str] = {}
+        first: dict[str, Sample] = {}
         for sample in self.samples:
             if self._stopped():  # many may be done already
                 raise CancelledError
@@ -196,9 +198,10 @@ class Evaluation:
                 self.counted.failed += 1
                 advance()
                 continue
-            known = first.setdefault(seen.picture.pixels_sha256, sample.name)
-            if known != sample.name:
-                self.told.note(f"{sample.name} has the pixels of {known}, and is done once")
+            known = first.setdefault(seen.picture.pixels_sha256, sample)
+            if known is not sample:
+                of = "is there twice" if known.name == sample.name else f"has the pixels of {known.name}"
+                self.told.note(f"{sample.name} {of}, and is done once")
                 self.counted.repeated += 1
                 advance()
                 continue

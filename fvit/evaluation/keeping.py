@@ -31,12 +31,14 @@ HEADS = (b'{"bundle":"', b'{"image":"')
 class Asked(Part):
     """What every image of an evaluation is asked; the first line of the file.
 
+    engine: name, device and precision of what computes, in words: another computes another function.
     perturbed_n: copies of an image that lacks tokens. attack_steps: of each attack, where there are any.
     secret: what the images' seeds are made from, unless one was given; it was drawn when the evaluation
     began.
     """
 
     bundle: Digest
+    engine: str
     sigma: float
     n: Count
     alpha: float

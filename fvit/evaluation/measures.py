@@ -41,6 +41,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
 
+def draws(seed: int, pixels_sha256: str) -> list[int]:
+    """What all that is random about an image is drawn from, so that images of one seed are independent."""
+    return [seed, int(pixels_sha256[:32], 16)]
+
+
 class Judged(Part):
     """What a model says of an image: the class with the largest probability, or share of the copies; and the
     share of the class that is explained, which is what the model says of the image as it is unless the bundle

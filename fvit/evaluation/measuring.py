@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -28,6 +28,7 @@ from fvit.evaluation.measures import (
     Removal,
     Segmentation,
     Tokens,
+    draws,
 )
 from fvit.evaluation.metrics import Overlap, ranked, removed_counts, segmented
 from fvit.evaluation.perturbing import FILLS, Fill, filling, without
@@ -41,7 +42,7 @@ Floats = NDArray[np.float64]
 Chosen = NDArray[np.int64]
 
 DIGITS = 6
-"""Of shares and attributions, as they are kept."""
+"""Of shares, as they are kept; attributions keep all that is in a float32."""
 
 
 def measure(
@@ -68,7 +69,7 @@ def measure(
         model: explained_class(vit.bundle.manifest, int(shares.argmax()))
         for model, shares in untouched.items()
     }
-    orders = _orders(explanations, seed=certificate.seed)
+    orders = _orders(explanations, seed=draws(certificate.seed, picture.pixels_sha256))
     sets = certified_sets(certificate)
     curves, removals = [], []
     for fill in FILLS:
@@ -85,7 +86,7 @@ def measure(
         seed=certificate.seed,
         plain=_judged(untouched["plain"], explained["plain"]),
         smoothed=_judged(untouched["smoothed"], explained["smoothed"]),
-        attribution=tuple(_kept(value) for value in attribution),
+        attribution=tuple(float(f"{value:.9g}") for value in attribution),
         curves=tuple(curves),
         removals=tuple(removals),
         mask=None if mask is None else masked(mask, explanations, grid=certificate.attention.grid),
@@ -116,10 +117,10 @@ def certified_sets(certificate: Certificate) -> dict[Tokens, Chosen]:
 
     As many as are certified in, or out where those are fewer: the most firmly certified first, ties at
     random, because of the many tokens that no copy ever chose the first ones lie in the image's upper rows.
-    What is random is drawn from the certificate's seed. Sets without a token are left out.
+    What is random is drawn from the certificate's seed and its image. Sets without a token are left out.
     """
     radii = np.asarray(certificate.attention.map_radii)
-    draw = np.random.default_rng(certificate.seed)
+    draw = np.random.default_rng(draws(certificate.seed, certificate.pixels_sha256))
     any_order, among_ties = draw.permutation(len(radii)), draw.permutation(len(radii))
     inside, outside = (
         np.lexsort((among_ties, -side * radii))[: int((side * radii > 0).sum())] for side in (1, -1)
@@ -157,7 +158,7 @@ def mask_sha256(mask: Mask) -> str:
 
 
 def _orders(
-    explanations: Mapping[Explanation, Floats], *, seed: int
+    explanations: Mapping[Explanation, Floats], *, seed: Sequence[int]
 ) -> dict[tuple[Explanation, Order], list[Chosen]]:
     """The sets of tokens that each curve removes, one after the other."""
     found: dict[tuple[Explanation, Order], list[Chosen]] = {}

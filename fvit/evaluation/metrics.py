@@ -6,6 +6,7 @@ Saenko, BMVC 2018 (deletion and insertion); [3] Böhle, Fritz & Schiele, CVPR 20
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +28,7 @@ THRESHOLDS = np.arange(20) / 20
 # --- perturbation ----------------------------------------------------------------------------------
 
 
-def ranked(attribution: Floats, *, seed: int) -> NDArray[np.int64]:
+def ranked(attribution: Floats, *, seed: int | Sequence[int]) -> NDArray[np.int64]:
     """[N] tokens, those with the largest attribution first. Ties fall at random by the seed: by index, the
     many tokens that some explanations give nothing would be removed row by row from the top."""
     any_order = np.random.default_rng(seed).permutation(len(attribution))

@@ -23,6 +23,7 @@ from fvit.evaluation.measures import (
     Measures,
     Model,
     Said,
+    draws,
 )
 from fvit.evaluation.metrics import OVERLAPS, TENTHS, THRESHOLDS, area_under, overlap_parts, ranked
 from fvit.evaluation.perturbing import FILLS
@@ -168,7 +169,8 @@ def _segmentation(mask: Masked | None) -> Iterator[Part]:
 def _localised(sides: Mapping[float, Sides], measures: Measures) -> Iterator[Part]:
     """Of the tokens that are certified in, how many touch the object; of as many that the plain explanation
     has first; and of as many of any."""
-    first = ranked(np.asarray(measures.attribution), seed=measures.seed)
+    seed = draws(measures.seed, measures.pixels_sha256)
+    first = ranked(np.asarray(measures.attribution), seed=seed)
     touching = np.zeros(len(first), np.bool_)
     if measures.mask is not None:
         touching[list(measures.mask.tokens)] = True

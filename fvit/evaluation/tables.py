@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from fvit.evaluation.adversarial import JUDGED, STEP_COPIES
+from fvit.evaluation.adversarial import BROKEN, JUDGED, STEP_COPIES
 from fvit.evaluation.figures import Figure, Figures, Key
 from fvit.evaluation.measures import BUDGETS, EXPLANATIONS, MODELS, ORDERS, TARGETS, TOKENS, Model
 from fvit.evaluation.metrics import TENTHS, THRESHOLDS
@@ -155,7 +155,10 @@ def _segmentation(figures: Figures, explanation: str) -> Json:
 
 def in_short(found: Json, *, sigma: float) -> Table:
     """A row a figure of those that one looks at first: at radius 0, σ and 2σ, and filled with the mean."""
-    drawn = Table(title=f"{found['data']['evaluated']:,} images, 95 % intervals")
+    title = f"{found['data']['evaluated']:,} images, 95 % intervals"
+    if broken := len(found.get("broken", ())):
+        title += f"; {broken:,} broken certificate{'s' if broken > 1 else ''}: see {BROKEN}/"
+    drawn = Table(title=title)
     for heading in ("", "value", "from", "to", "images"):
         drawn.add_column(heading, justify="right" if heading else "left")
 

@@ -94,7 +94,8 @@ class _Found:
             sides = certificate.attention.map_radii or ()
             widest = max(widest, certificate.attention.radius_l2, *map(abs, sides))
             plain = left.plain.get((certificate.pixels_sha256, certificate.seed))
-            shown = Shown.of(certificate, label=label, plain=plain, names=names)
+            broken = certificate.pixels_sha256 in left.broken
+            shown = Shown.of(certificate, label=label, plain=plain, broken=broken, names=names)
             kept.append(_Kept(shown, certificate.pixels_sha256, zlib.compress(_claim(certificate, left), 1)))
         assert first is not None  # Left raises where there is none
         kept.sort(key=lambda each: each.shown.badness)
@@ -117,7 +118,9 @@ class _Found:
         return {
             "fvit": self._first.fvit,
             "images": self.images,
-            "summary": asdict(summary_of(self._first, self._tables, images=self.images)),
+            "summary": asdict(
+                summary_of(self._first, self._tables, images=self.images, broken=len(self._left.broken))
+            ),
             "sections": [asdict(section) for section in sections],
             "columns": columns_of(shown),
             "groups": groups_of(shown),

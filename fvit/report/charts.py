@@ -170,8 +170,12 @@ def _sections(found: Json) -> Iterable[Section]:
             "Under attack",
             "Gradients look for an image nearby that the model gives another class, or explains by other "
             f"tokens. The smoothed model is judged on {found['adversarial']['judged_on']:,} fresh copies, "
-            "with attack and without: part of what is lost is chance. An attack that fails proves nothing; a "
-            "certificate that one broke would have stopped the evaluation.",
+            "with attack and without: part of what is lost is chance. An attack that fails proves nothing; "
+            + (
+                "at a certificate that one broke the evaluation stopped, so this is not of all images."
+                if "broken" in found
+                else "a certificate that one broke would have stopped the evaluation."
+            ),
             list(_attacked(found["adversarial"]["attacks"])),
         )
     if "segmentation" in found:

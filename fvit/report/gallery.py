@@ -17,7 +17,8 @@ Label = tuple[int, str]
 @dataclass(frozen=True)
 class Shown:
     """One image. label: the class that is right; plain: what the classifier says of the image as it is; each
-    None where it is not known. inside, outside: tokens certified in and out at any radius, None for means."""
+    None where it is not known. broken: whether an attack refuted what is certified. inside, outside: tokens
+    certified in and out at any radius, None for means."""
 
     image: str
     label: str | None
@@ -25,6 +26,7 @@ class Shown:
     plain: str | None
     right: bool | None
     plain_right: bool | None
+    broken: bool
     class_radius: float
     attention_radius: float
     inside: int | None
@@ -36,7 +38,13 @@ class Shown:
 
     @classmethod
     def of(
-        cls, certificate: Certificate, *, label: Label | None, plain: int | None, names: Mapping[int, str]
+        cls,
+        certificate: Certificate,
+        *,
+        label: Label | None,
+        plain: int | None,
+        broken: bool,
+        names: Mapping[int, str],
     ) -> Shown:
         """names: of classes, by their index; a class that has none there goes by its index."""
         of_class, attention = certificate.class_, certificate.attention
@@ -49,6 +57,7 @@ class Shown:
             plain=None if plain is None else names.get(plain, str(plain)),
             right=right,
             plain_right=None if label is None or plain is None else label[0] == plain,
+            broken=broken,
             class_radius=of_class.radius_l2,
             attention_radius=attention.radius_l2,
             inside=None if radii is None else int((radii > 0).sum()),
@@ -56,14 +65,14 @@ class Shown:
             tokens=len(attention.votes),
             copies=certificate.copies,
             answer=None if certificate.decision is None else certificate.decision.answer,
-            badness=badness(certificate, right=right),
+            badness=(-1,) if broken else badness(certificate, right=right),
         )
 
 
 def badness(certificate: Certificate, *, right: bool | None) -> tuple[float, ...]:
-    """By which the worst come first: certified and wrong, the farther the worse; wrong; class not certified,
-    the fewer copies agree the worse; explanation not certified; then by the nearer of the two radii.
-    right: whether the class is, None where that is not known."""
+    """By which the worst come first, after those that an attack broke: certified and wrong, the farther the
+    worse; wrong; class not certified, the fewer copies agree the worse; explanation not certified; then by
+    the nearer of the two radii. right: whether the class is, None where that is not known."""
     of_class, attention = certificate.class_, certificate.attention
     if right is False and not of_class.abstained:
         return (0, -of_class.radius_l2)
@@ -79,6 +88,7 @@ def badness(certificate: Certificate, *, right: bool | None) -> tuple[float, ...
 def groups_of(shown: Sequence[Shown]) -> dict[str, list[int]]:
     """What images can be chosen by: the places of those that each name is true of; none of none."""
     tests = {
+        "broken by an attack": lambda each: each.broken,
         "wrong class, certified": lambda each: each.right is False and each.class_radius > 0,
         "wrong class": lambda each: each.right is False,
         "right class": lambda each: each.right is True,
@@ -101,6 +111,7 @@ def columns_of(shown: Sequence[Shown]) -> dict[str, list[Any]]:
     left out."""
     columns: dict[str, list[Any]] = {
         "image": [each.image for each in shown],
+        "broken": [each.broken or None for each in shown],
         "label": [each.label for each in shown],
         "class": [each.said for each in shown],
         "plain": [each.plain for each in shown],

@@ -17,6 +17,7 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.evaluation import evaluate
+from fvit.evaluation.adversarial import broken_in
 from fvit.evaluation.keeping import NAME as MEASURES
 from fvit.evaluation.measures import Measures
 from fvit.runtime import truth
@@ -34,13 +35,15 @@ class Left:
 
     labels: index and name of the right class, by SHA-256 of an image's pixels, where it is known.
     evaluation: the tables of fvit-evaluate, where it made them. plain: what the classifier says of an image
-    as it is, by the image's pixels and its record's seed, where fvit-evaluate asked.
+    as it is, by the image's pixels and its record's seed, where fvit-evaluate asked. broken: the images, by
+    their pixels, of which an attack of fvit-evaluate refuted the record.
     """
 
     folder: Path
     labels: dict[str, tuple[int, str]]
     evaluation: dict[str, Any] | None
     plain: dict[tuple[str, int], int]
+    broken: frozenset[str]
 
     @classmethod
     def of(cls, folder: Path) -> Left:
@@ -52,7 +55,8 @@ class Left:
             raise FvitError(
                 f"{folder} holds no {NAME}: give a folder that fvit-certify --out or fvit-evaluate made"
             )
-        return cls(folder, truth.read_truth(folder), _tables(folder), _plain(folder))
+        broken = frozenset(broken_in(folder))
+        return cls(folder, truth.read_truth(folder), _tables(folder), _plain(folder), broken)
 
     def certificates(self) -> Iterator[Certificate]:
         """The records, in the order of the file; a last line that a crash cut off is left out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,13 +22,13 @@ class Summary:
     not_said: str
 
 
-def summary_of(first: Certificate, found: Mapping[str, Any], *, images: int) -> Summary:
+def summary_of(first: Certificate, found: Mapping[str, Any], *, images: int, broken: int) -> Summary:
     """first: one of the records, which all have its terms. found: tables (charts.py), of which FvitError is
-    raised where they are none. images: how many."""
+    raised where they are none. images: how many have records; broken: of how many an attack refuted them."""
     with reading_tables():
-        figures = _figures(found)
+        figures = [*_counted(found.get("data"), images=images, broken=broken), *_figures(found)]
     return Summary(
-        headline=[(f"{images:,}", "images" if images > 1 else "image"), *figures],
+        headline=figures,
         terms=list(_terms(first, found)),
         says=_says(first),
         not_said=(
@@ -36,6 +36,19 @@ def summary_of(first: Certificate, found: Mapping[str, Any], *, images: int) -> 
             "further away, of other changes than small ones of pixels, or of the plain model."
         ),
     )
+
+
+def _counted(data: Mapping[str, Any] | None, *, images: int, broken: int) -> Iterator[tuple[str, str]]:
+    """data: what an evaluation says of its images, which may be others than those that have records."""
+    if broken:
+        yield f"{broken:,}", "broken by an attack: a bug, unless it is chance"
+    if data is None or data["evaluated"] == images:
+        yield f"{images:,}", "images" if images > 1 else "image"
+    else:
+        yield f"{data['evaluated']:,}", "images evaluated"
+        yield f"{images:,}", "images with a record, as below"
+    if data is not None and data["failed"]:
+        yield f"{data['failed']:,}", "could not be read"
 
 
 def _figures(found: Mapping[str, Any]) -> list[tuple[str, str]]:

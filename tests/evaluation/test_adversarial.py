@@ -23,6 +23,10 @@ from fvit.evaluation.adversarial import (
 from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
 from fvit.evaluation.measures import Norm
+from fvit.evaluation.tables import in_short
+from fvit.report.charts import sections_of
+from fvit.report.left import Left
+from fvit.report.summary import summary_of
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.journal import Journal
 from tests.evaluation.model import LABELS, Colours, image_of, of_colours
@@ -171,6 +175,27 @@ def test_a_certificate_that_is_broken_inside_its_radius_stops_the_run(
     assert np.linalg.norm(pixels - in_units(colours.read(shown).pixels)) < 50
     assert LABELS[int(Colours().classify(pixels[None])[0].argmax())] == "dark"
     assert len((tmp_path / "out" / MEASURES).read_bytes().splitlines()) == 1
+
+
+def test_a_broken_certificate_is_in_the_tables_and_first_in_the_report(
+    colours: FaithfulViT, tmp_path: Path
+) -> None:
+    write_data(tmp_path / "data", images=4)
+    evaluate(colours, tmp_path / "data", tmp_path / "out", seed=3, adversary=Fading())
+    with Journal(tmp_path / "out") as journal:
+        broken = list(journal)[2].pixels_sha256
+    (tmp_path / "out" / BROKEN).mkdir()
+    np.save(tmp_path / "out" / BROKEN / f"{broken}.npy", np.zeros((3, 16, 16), np.float32))
+    found = evaluate(colours, tmp_path / "data", tmp_path / "out", seed=3, adversary=Fading())
+    assert found["broken"] == [broken]
+    assert in_short(found, sigma=0.25).title == "4 images, 95 % intervals; 1 broken certificate: see broken/"
+    (section,) = [each for each in sections_of(found) if each.id == "attacked"]
+    assert "at a certificate that one broke the evaluation stopped" in section.words
+    left = Left.of(tmp_path / "out")
+    assert left.broken == {broken}
+    first = next(left.certificates())
+    headline = summary_of(first, found, images=4, broken=len(left.broken)).headline
+    assert headline[:2] == [("1", "broken by an attack: a bug, unless it is chance"), ("4", "images")]
 
 
 def test_a_stopped_run_comes_to_the_same_to_the_bit(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def asked_of(
     vit: FaithfulViT, *, seed: int | None, perturbed_n: int = PERTURBED_N, attack_steps: int | None = None
 ) -> Asked:
     asked = {**TERMS, "perturbed_n": perturbed_n, "attack_steps": attack_steps, "seed": seed}
-    return Asked(bundle=vit.bundle.digest, **asked)  # type: ignore[arg-type]
+    engine = ", ".join(vit.engine.values())
+    return Asked(bundle=vit.bundle.digest, engine=engine, **asked)  # type: ignore[arg-type]
 
 
 def evaluate(
@@ -280,9 +281,18 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_done(colours: FaithfulViT, 
     said = found["said"]
     assert "001.png is not an image" in said
     assert "002.png is a mask of 8×8 pixels" in said
-    assert "is done once" in said
+    assert "has the pixels of" in said and "is done once" in said
     counted = {name: found["data"][name] for name in ("listed", "evaluated", "failed", "repeated")}
     assert counted == {"listed": 5, "evaluated": 2, "failed": 2, "repeated": 1}
+
+
+def test_an_image_that_is_listed_twice_counts_once(colours: FaithfulViT, tmp_path: Path) -> None:
+    write_data(tmp_path / "data", images=2)
+    red, green = (f"data/images/{label}/{number:03}.png,{label}\n" for number, label in enumerate(LABELS[:2]))
+    (tmp_path / "list.csv").write_text(f"file,label\n{red}{green}{red}")
+    found = evaluate(colours, tmp_path / "list.csv", tmp_path / "out", seed=3)
+    assert "000.png is there twice, and is done once" in found["said"]
+    assert (found["data"]["evaluated"], found["data"]["repeated"]) == (2, 1)
 
 
 def test_a_limit_takes_a_part_that_is_drawn_once_for_all(colours: FaithfulViT, tmp_path: Path) -> None:

@@ -12,7 +12,10 @@ from fvit.evaluation.measuring import mask_sha256
 from fvit.runtime.images import Picture, read_image
 from tests.evaluation.cases import masked, measures
 
-ASKED = Asked(bundle="b" * 64, sigma=0.25, n=100, alpha=0.001, k=10, beta=0.8, perturbed_n=16)
+ASKED = Asked(
+    bundle="b" * 64, engine="onnxruntime, cpu, fp32", sigma=0.25, n=100, alpha=0.001, k=10, beta=0.8,
+    perturbed_n=16,
+)  # fmt: skip
 MASK = np.ones((4, 4), np.int8)
 
 

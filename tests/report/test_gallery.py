@@ -9,10 +9,17 @@ from tests.evaluation.cases import certificate
 NAMES = {0: "x", 1: "y", 2: "z"}
 
 
-def shown(made: Certificate, *, label: int | None = None, plain: int | None = None, image: str = "") -> Shown:
+def shown(
+    made: Certificate,
+    *,
+    label: int | None = None,
+    plain: int | None = None,
+    broken: bool = False,
+    image: str = "",
+) -> Shown:
     of = None if label is None else (label, NAMES[label])
     made = made.model_copy(update={"image": image})
-    return Shown.of(made, label=of, plain=plain, names=NAMES)
+    return Shown.of(made, label=of, plain=plain, broken=broken, names=NAMES)
 
 
 def case(**told: Any) -> Certificate:
@@ -37,6 +44,8 @@ def test_the_worst_come_first() -> None:
     best_first = ordered()[::-1]
     found = sorted(best_first, key=lambda each: each.badness)
     assert [each.image for each in found] == [each.image for each in ordered()]
+    broken = shown(case(radius=0.5, attention=0.4), label=0, broken=True, image="broken")
+    assert min([*best_first, broken], key=lambda each: each.badness) is broken
 
 
 def test_groups_hold_those_that_they_name() -> None:
@@ -50,6 +59,7 @@ def test_groups_hold_those_that_they_name() -> None:
         "plain model says another class": [7],
         "smoothing finds the right class": [7],
     }
+    assert groups_of([shown(case()), shown(case(), broken=True)])["broken by an attack"] == [1]
     unlabelled = [shown(case())]
     assert groups_of(unlabelled) == {"class and explanation certified": [0]}
 
@@ -62,5 +72,6 @@ def test_columns_have_what_is_known_of_each() -> None:
     assert columns["class_radius"] == [0.5, 0.3, 0.0, 0.0, 0.3, 0.5, 0.2, 0.5]
     assert (columns["in"][0], columns["out"][0], columns["tokens"][0]) == (2, 1, 4)
     assert "answer" not in columns
-    assert "label" not in columns_of([shown(case())])
+    assert not {"label", "broken"} & columns_of([shown(case())]).keys()
+    assert columns_of([shown(case(), broken=True), shown(case())])["broken"] == [True, None]
     assert columns_of([shown(case(), plain=7)])["plain"] == ["7"]  # a class whose name is not known
