@@ -32,12 +32,15 @@ from fvit.runtime.images import Picture
 SIGMA, K, N, SAMPLED = 0.25, 10, 10_000, 192
 SEED = 0
 
+BATCH = 32
+"""Copies that the loop takes at once."""
+
 
 def measure(vit: fvit.FaithfulViT, loop: ResearchLoop, picture: Picture, *, radius: float) -> dict[str, Any]:
     """Seconds of both ways on one image, and what ours answered."""
     start = time.perf_counter()
     pixels = torch.from_numpy(picture.pixels).float() / 255
-    loop.run(pixels, copies=SAMPLED, sigma=SIGMA, k=K, batch=32)
+    loop.run(pixels, copies=SAMPLED, sigma=SIGMA, k=K, batch=BATCH)
     research = (time.perf_counter() - start) * N / SAMPLED
     start = time.perf_counter()
     (certificate,) = vit.certify_many([picture], vit.terms(sigma=SIGMA, n=N, k=K, radius=radius, seed=SEED))
@@ -56,7 +59,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['images']} held-out images, radius {result['radius']:g}, σ = {SIGMA}, k = {K}, β = 0.8, "
         f"α = 0.001; {where['cores']} cores of {where['cpu']} ({where['instructions']}). Ours: "
         f"{result['denoiser']}, {result['classifier']}, {result['precision']}, {result['engine']['name']}. "
-        f"Theirs: torch eager, teacher and original classifier, n = 10,000. Answers: {answers}.\n\n"
+        f"Theirs: torch eager, teacher and original classifier, n = 10,000 in batches of {BATCH}, reckoned "
+        f"from {SAMPLED} copies of each image. Answers: {answers}.\n\n"
         "| | median | 90th percentile |\n|---|---|---|\n"
         f"| research loop, seconds | {result['research'][0]:.1f} | {result['research'][1]:.1f} |\n"
         f"| sequential decision, seconds | {result['ours'][0]:.2f} | {result['ours'][1]:.2f} |\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,19 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def resumed(
-    file: Path, total: int, measure: Callable[[int], dict[str, Any]], *, words: str
+    file: Path, total: int, measure: Callable[[int], dict[str, Any]], *, words: str, at_once: int = 1
 ) -> list[dict[str, Any]]:
-    """measure(i) for i below total, one line of `file` each; what the file holds is not measured again."""
+    """measure(i) for i below total, one line of `file` each; what the file holds is not measured again. So
+    many at once, in threads."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     if lines and not lines[-1].endswith(b"\n"):  # cut by a kill
         file.write_bytes(b"".join(lines := lines[:-1]))
     done = [json.loads(line) for line in lines]
-    with file.open("a") as journal:
-        for i in track(range(len(done), total), words):
-            done.append(measure(i))
+    left = range(len(done), total)
+    with ThreadPoolExecutor(at_once) as pool, file.open("a") as journal:
+        for found in track(pool.map(measure, left), words, total=len(left)):
+            done.append(found)
             journal.write(json.dumps(done[-1]) + "\n")
             journal.flush()
     return done[:total]
