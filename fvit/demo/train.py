@@ -28,7 +28,7 @@ from fvit.demo.data import LABELS, SIZE, Compositions, compositions
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.distillation import train_student
 from fvit.export.students import Student
-from fvit.export.training import Settings, drawing
+from fvit.export.training import Settings, drawing, fastest_arithmetic
 from fvit.export.tuning import train_classifier
 from fvit.runtime.schedule import Schedule
 
@@ -161,6 +161,7 @@ def student(
         errors[str(level)] = float((guess - held_out).square().mean())
     record = {
         "command": _command("student", seed, steps, batch, pool),
+        "arithmetic": fastest_arithmetic(),
         "held_out_squared_error_by_sigma": errors,
         "loss": float(np.mean(losses[-100:])),
         "torch": torch.__version__,
@@ -194,6 +195,7 @@ def tuned(
     )
     record = {
         "command": _command("tuned", seed, steps, batch, pool),
+        "arithmetic": fastest_arithmetic(),
         "held_out_clean_accuracy": _accuracy(trained.model, compositions(1000, seed=seed, split="held-out")),
         "loss": float(np.mean(losses[-100:])),
         "torch": torch.__version__,

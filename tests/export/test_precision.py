@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -262,6 +263,21 @@ def int8_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "int8"
     export_demo(folder, precision="int8")
     return folder
+
+
+@pytest.mark.parametrize("device", ON_CPU)
+def test_a_certificate_of_int8_is_the_same_in_every_batch_and_company(
+    device: str, int8_demo: Path, samples: list[Path]
+) -> None:
+    if device == "openvino":
+        pytest.importorskip("openvino")
+    with fvit.load(int8_demo, device=device, batch=1) as low:
+        alone = low.certify(samples[0], n=60, alpha=0.1, seed=3)
+    with fvit.load(int8_demo, device=device, batch=7) as low, ThreadPoolExecutor(4) as pool:
+        company = pool.map(lambda image: low.certify(image, n=60, alpha=0.1, seed=3), samples[:4])
+        together = next(iter(company))
+    one, other = (each.to_dict() | {"seconds": None} for each in (alone, together))
+    assert one == other
 
 
 @pytest.mark.parametrize("device", ON_CPU)

@@ -20,13 +20,13 @@ FAULTY = Path(__file__).parent / "faulty.py"
 
 
 class Serving:
-    """fvit-serve in a process of its own. lines: of its log so far."""
+    """fvit-serve with the embedded bundle in a process of its own. lines: of its log so far."""
 
-    def __init__(self, bundle: Path, *options: str, program: Path | None = None) -> None:
+    def __init__(self, *options: str, program: Path | None = None) -> None:
         start = ["-c", "from fvit.commands import serve; serve()"] if program is None else [str(program)]
         anywhere = () if "--port" in options else ("--port", "0")
         self.process = subprocess.Popen(
-            [sys.executable, *start, f"demo={bundle}", *options, *anywhere],
+            [sys.executable, *start, "demo", *options, *anywhere],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         self.lines: list[dict[str, Any]] = []
@@ -85,12 +85,12 @@ class Serving:
 
 
 @pytest.fixture(scope="session")
-def serve(demo_bundle: Path) -> Iterator[Callable[..., Serving]]:
+def serve() -> Iterator[Callable[..., Serving]]:
     """Starts services, which end with the tests."""
     with ExitStack() as stack:
 
         def start(*options: str, program: Path | None = None) -> Serving:
-            serving = Serving(demo_bundle, *options, program=program)
+            serving = Serving(*options, program=program)
             stack.callback(serving.process.wait)
             stack.callback(serving.process.kill)
             stack.callback(serving.client.close)
