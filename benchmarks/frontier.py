@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -243,6 +244,14 @@ def markdown(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *headline(result["rows"]), *without]) + "\n"
 
 
+def _certified(name: str, column: int, row: dict[str, Any]) -> float:
+    return float(row["at"][column][name])
+
+
+def _decided(name: str, row: dict[str, Any]) -> float:
+    return float(row["decisions"][name])
+
+
 def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     figure = require("matplotlib.figure", extra="plots", purpose="the plot").Figure(
         figsize=(13, 6.4), dpi=150, layout="constrained"
@@ -267,10 +276,10 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
         axes.set_xlabel("copies/s")
 
     for (line, name), (column, sigma) in product(enumerate(("certified", "radius")), enumerate(LEVELS)):
-        curves(panels[line][column], lambda row, name=name, column=column: row["at"][column][name])
+        curves(panels[line][column], partial(_certified, name, column))
         panels[line][column].set_title(f"σ = {sigma:g}", fontsize=10)
     for line, (name, words) in enumerate((("seconds", "seconds"), ("copies", "copies"))):
-        curves(panels[line][-1], lambda row, name=name: row["decisions"][name])
+        curves(panels[line][-1], partial(_decided, name))
         panels[line][-1].set_title(f"median decision at {RADIUS:g}: {words}", fontsize=10)
     panels[0][0].set_ylabel("right and certified at σ")
     panels[1][0].set_ylabel("median attention radius")

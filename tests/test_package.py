@@ -139,7 +139,7 @@ def test_the_wheel_certifies_where_only_the_base_dependencies_are_installed(
     tmp_path: Path, samples: list[Path]
 ) -> None:
     """A virtual environment that holds what `pip install` of the wheel brings, and so no torch."""
-    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path]
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=PACKAGE.parent, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
