@@ -348,9 +348,9 @@ def no_help(result: dict[str, Any]) -> Iterator[str]:
         told = {mark: [cell for cell, found in cells.items() if found == mark] for mark in "+≈−"}
         worse = "; ".join(f"`{name}` {what}" for name, what in told["−"])
         accuracy = result["more than plain"][_key(met, SMOOTHED, "accuracy")]
-        against = ", made against the plain model alone," if met.budget and met.model == "plain" else ":"
+        against = " (made against the plain model alone)" if met.budget and met.model == "plain" else ""
         yield (
-            f"- {met.name[0].upper()}{met.name[1:]}{against} smoothed is better than plain in "
+            f"- {met.name[0].upper()}{met.name[1:]}{against}: smoothed is better than plain in "
             f"{len(told['+'])} of {len(cells)} cells, not told apart in {len(told['≈'])}, worse in "
             f"{len(told['−'])}"
             f"{f' ({worse})' if worse else ''}; its accuracy is {_more(accuracy)} {verdict(accuracy, 1)}."
