@@ -64,6 +64,8 @@ class HeldOut:
         or masks are missing or cannot be read, so few copies certify nothing, or the device cannot be used.
         """
         _terms(bundle.manifest, sigma=levels_of(bundle.manifest.schedule)[0], n=asked.n)
+        # Both have devices that the other lacks, and both are needed: in a loss, and in the end.
+        open_engine(bundle.classifier, device=asked.device, precision=bundle.manifest.precision)
         load(bundle, device=asked.device).close()
         objects = None
         if asked.masks is not None:

@@ -25,6 +25,7 @@ from fvit.export.graphs import export_graph
 from fvit.export.precision import precision_of
 from fvit.export.students import DATA_STD, Shape, Student, shape_of
 from fvit.export.training import (
+    FILES,
     Files,
     Images,
     Settings,
@@ -104,7 +105,7 @@ def distill_bundle(
             share=asked.share,
             origin={
                 "teacher": f"{manifest.denoiser} of {bundle.digest}",
-                "files": names_of(training, images),
+                FILES: names_of(training, images),
             },
         )
     if not is_first():

@@ -34,6 +34,9 @@ from fvit.runtime.pictures import written_whole
 
 PLAN, STATE = "plan.json", "state.pt"
 
+FILES = "files"
+"""In a plan, names_of the images."""
+
 MEASURED = 10
 """Steps that tell how many fit into the time given."""
 
@@ -201,14 +204,14 @@ def train(
     number.
     """
     accelerator = _accelerator(settings.mixed_precision)
-    plan = plan | {
+    plan = {
         "batch": settings.batch,
         "seed": settings.seed,
         "rate": settings.rate,
-        "hours": settings.hours if settings.steps is None else None,
+        "length": "--steps" if settings.steps is not None else f"--hours {settings.hours:g}",
         "images": len(images),
         "mixed precision": settings.mixed_precision,
-    }
+    } | plan
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01, betas=(0.9, 0.99))
     model, optimiser = accelerator.prepare(model, optimiser)
     rows = slice(accelerator.process_index, None, accelerator.num_processes)
@@ -313,10 +316,10 @@ def _kept_steps(work: Path, plan: dict[str, Any], *, asked: int | None) -> int |
         raise FvitError(f"{work} cannot be used to keep checkpoints: {error}") from error
     for name, value in (plan if asked is None else plan | {"steps": asked}).items():
         if kept.get(name) != value:
-            raise FvitError(
-                f"{work} holds a training with {name} {kept.get(name)}, not {value}: remove it, or ask for "
-                "the same"
-            )
+            differs = f"with {name} {kept.get(name)}, not {value}"
+            if name == FILES:
+                differs = "on images of other names or sizes"
+            raise FvitError(f"{work} holds a training {differs}: remove it, or ask for the same")
     return int(kept["steps"])
 
 

@@ -29,6 +29,7 @@ from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teac
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
 from fvit.export.training import (
+    FILES,
     Files,
     Images,
     Settings,
@@ -116,7 +117,7 @@ def tune_bundle(
             console=console,
             origin={
                 "tuned": f"{manifest.classifier} of {bundle.digest}",
-                "files": names_of(training, images),
+                FILES: names_of(training, images),
             },
         )
         if is_first():

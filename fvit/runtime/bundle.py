@@ -208,7 +208,8 @@ def write_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary sibling to fill; renamed to `folder` when the block ends well, removed when not.
 
     Raises FvitError where the place exists and is anything but a bundle, which is replaced, cannot be
-    written, or would go by the embedded bundle's name. The block must call `seal` last.
+    written, is a link or has no name, or would go by the embedded bundle's name. The block must call `seal`
+    last.
     """
     target = Path(folder)
     check_place(target)
@@ -242,6 +243,8 @@ def check_place(target: Path, *, made_from: Bundle | None = None) -> None:
         raise FvitError(f"{target} has no name of its own: name the folder that the bundle is to be")
     if made_from is not None and target.resolve() == made_from.folder.resolve():
         raise FvitError(f"{target} is the bundle that the new one is made from: name another folder")
+    if target.is_symlink():
+        raise FvitError(f"{target} is a link: name the folder itself")
     _check_replaceable(target)
 
 
