@@ -137,21 +137,29 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
         return "cpu", f"openvino: {reason}"
 
     def faster() -> str:
-        places = {device: _on_cpu(bundle, device=device, cores=cores) for device in ON_CPU}
-        if not (apart := _apart(bundle, places["openvino"].pipeline, places["cpu"].pipeline)) <= FAR:
-            return f"openvino: its results are {apart:.0%} off those of ONNX Runtime"
-        return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
+        try:
+            places = {device: _on_cpu(bundle, device=device, cores=cores) for device in ON_CPU}
+            apart = _apart(bundle, places["openvino"].pipeline, places["cpu"].pipeline)
+            if not apart <= FAR:
+                return f"openvino: its results are {apart:.0%} off those of ONNX Runtime"
+            return min(ON_CPU, key=lambda device: _seconds(bundle, places[device], ON_CORE))
+        except (FvitError, RuntimeError) as reason:  # OpenVINO's own errors are RuntimeErrors
+            raise _Unmeasured(str(reason)) from reason
 
     versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
     key = f"{bundle.digest} {_cores(cores)} {versions}"
     otherwise = "give --device cpu or openvino"
     try:
         found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
-    except (FvitError, RuntimeError) as reason:  # OpenVINO's own errors are RuntimeErrors
+    except _Unmeasured as reason:  # which may be gone next time
         return "cpu", f"openvino: {reason}"
     if found not in ON_CPU:
         return "cpu", found
     return found, f"{next(each for each in ON_CPU if each != found)}: slower than {found} here"
+
+
+class _Unmeasured(Exception):
+    """Why the engines could not be measured."""
 
 
 def _apart(bundle: Bundle, one: DenoisedClassifier, other: DenoisedClassifier) -> float:

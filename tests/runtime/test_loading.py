@@ -100,6 +100,17 @@ def test_auto_passes_over_an_engine_that_fails_or_gives_no_numbers(
         assert vit.passed_over[-1].startswith(f"openvino: {said}")
 
 
+def test_what_was_measured_and_cannot_be_remembered_is_said(
+    demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    (tmp_path / "fvit").write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(loading, "_seconds", lambda *_: 1.0)
+    with pytest.raises(FvitError, match=r"cannot write .*engines\.json: .*; give --device cpu or openvino"):
+        fvit.load(demo_bundle, device="auto")
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:", "cuda:x", "cuda:0,0", "cuda:0,", "cpu:0", "tpu:0", ""])
 def test_a_device_that_is_none_is_refused_with_those_that_are(demo_bundle: Path, device: str) -> None:
     with pytest.raises(FvitError, match=f"unknown device '{device}': use cpu"):
