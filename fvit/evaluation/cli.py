@@ -14,7 +14,7 @@ from fvit.errors import FvitError
 from fvit.evaluation.adversarial import STEP_COPIES
 from fvit.evaluation.evaluate import NAME, Evaluation
 from fvit.evaluation.judging import FEWEST
-from fvit.evaluation.keeping import Asked, Kept
+from fvit.evaluation.keeping import Asked, Kept, engine_of
 from fvit.evaluation.layouts import find_data
 from fvit.evaluation.tables import in_short
 from fvit.extras import require_export
@@ -131,7 +131,7 @@ def fvit_evaluate(
         )  # fmt: skip
         told.note(f"{data}: {found.layout}, {len(found.samples):,} images")
         asked = Asked(
-            bundle=vit.bundle.digest, engine=", ".join(vit.engine.values()), sigma=terms.sigma, n=terms.n,
+            bundle=vit.bundle.digest, engine=engine_of(vit.engine), sigma=terms.sigma, n=terms.n,
             alpha=terms.alpha, k=top_k, beta=terms.beta, perturbed_n=perturbed_n,
             attack_steps=steps if adversarial else None, seed=terms.seed,
         )  # fmt: skip

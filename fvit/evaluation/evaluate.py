@@ -24,7 +24,7 @@ from fvit.errors import FvitError
 from fvit.evaluation.adversarial import Adversary, Attacking, broken_in
 from fvit.evaluation.data import Data, Sample
 from fvit.evaluation.figures import Row, Rows
-from fvit.evaluation.keeping import Kept
+from fvit.evaluation.keeping import Kept, engine_of
 from fvit.evaluation.measures import MODELS, Explanation, Measures
 from fvit.evaluation.measuring import explained_class, measure
 from fvit.evaluation.mosaics import fours, mosaic_row
@@ -243,6 +243,11 @@ class Evaluation:
         asked = replace(self.terms, seed=self.kept.asked.seed)
         with self._lock:
             found = journal.find(picture, asked, bundle=self.vit.bundle.digest)
+        if found is not None and (its := engine_of(found.engine.model_dump())) != self.kept.asked.engine:
+            raise FvitError(
+                f"{journal.file} holds a record of {found.image} by {its}, and this is "
+                f"{self.kept.asked.engine}: choose another --out"
+            )
         if found is None:
             terms = replace(self.terms, seed=self.kept.asked.seed_of(picture))
             found = self.vit.certifying(picture, terms, account=self._account).result()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -31,7 +32,7 @@ HEADS = (b'{"bundle":"', b'{"image":"')
 class Asked(Part):
     """What every image of an evaluation is asked; the first line of the file.
 
-    engine: name, device and precision of what computes, in words: another computes another function.
+    engine: what computes, as engine_of has it: another computes another function.
     perturbed_n: copies of an image that lacks tokens. attack_steps: of each attack, where there are any.
     secret: what the images' seeds are made from, unless one was given; it was drawn when the evaluation
     began.
@@ -58,6 +59,12 @@ class Asked(Part):
             return self.seed
         parts = bytes.fromhex(self.secret) + bytes.fromhex(picture.pixels_sha256)
         return int.from_bytes(hashlib.sha256(parts).digest()[:8], "little")
+
+
+def engine_of(engine: Mapping[str, str]) -> str:
+    """Name, kind of device and precision of what computes, as FaithfulViT.engine and records have them, in
+    words."""
+    return f"{engine['name']} on {engine['device'].partition(':')[0]} in {engine['precision']}"
 
 
 class Key(NamedTuple):
@@ -145,7 +152,9 @@ class Kept:
         try:
             begun = Asked.model_validate_json(line)
         except ValidationError as error:
-            raise FvitError(f"{self.file} was not begun by fvit-evaluate: choose another --out") from error
+            raise FvitError(
+                f"{self.file} was not begun by this fvit-evaluate: choose another --out"
+            ) from error
         for name, there in begun:
             here = getattr(asked, name)
             if name != "secret" and there != here:

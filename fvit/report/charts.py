@@ -173,7 +173,7 @@ def _sections(found: Json) -> Iterable[Section]:
             "with attack and without: part of what is lost is chance. An attack that fails proves nothing; "
             + (
                 "at a certificate that one broke the evaluation stopped, so this is not of all images."
-                if "broken" in found
+                if "broken" in found and _partial(found["data"])
                 else "a certificate that one broke would have stopped the evaluation."
             ),
             list(_attacked(found["adversarial"]["attacks"])),
@@ -192,6 +192,11 @@ def _sections(found: Json) -> Iterable[Section]:
             "How much of a class's explanation lies on the image of that class; by chance a quarter would.",
             [View("", list(_mosaics(found["mosaics"])))],
         )
+
+
+def _partial(data: Json) -> bool:
+    """Whether an evaluation has images to do."""
+    return bool(data["evaluated"] + data["failed"] + data["repeated"] < data["chosen"])
 
 
 def _certified(found: Json) -> Iterable[Chart]:

@@ -190,6 +190,9 @@ def test_a_broken_certificate_is_in_the_tables_and_first_in_the_report(
     assert found["broken"] == [broken]
     assert in_short(found, sigma=0.25).title == "4 images, 95 % intervals; 1 broken certificate: see broken/"
     (section,) = [each for each in sections_of(found) if each.id == "attacked"]
+    assert "would have stopped the evaluation" in section.words  # it was gone on with: these are all images
+    stopped = found | {"data": found["data"] | {"chosen": 5}}
+    (section,) = [each for each in sections_of(stopped) if each.id == "attacked"]
     assert "at a certificate that one broke the evaluation stopped" in section.words
     left = Left.of(tmp_path / "out")
     assert left.broken == {broken}

@@ -22,7 +22,7 @@ from fvit.evaluation.adversarial import Adversary
 from fvit.evaluation.evaluate import MOSAICS, Evaluation, radii_of
 from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
-from fvit.evaluation.keeping import Asked, Kept
+from fvit.evaluation.keeping import Asked, Kept, engine_of
 from fvit.evaluation.layouts import find_data
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import MAX_PIXELS
@@ -58,7 +58,7 @@ def asked_of(
     vit: FaithfulViT, *, seed: int | None, perturbed_n: int = PERTURBED_N, attack_steps: int | None = None
 ) -> Asked:
     asked = {**TERMS, "perturbed_n": perturbed_n, "attack_steps": attack_steps, "seed": seed}
-    engine = ", ".join(vit.engine.values())
+    engine = engine_of(vit.engine)
     return Asked(bundle=vit.bundle.digest, engine=engine, **asked)  # type: ignore[arg-type]
 
 
@@ -313,6 +313,21 @@ def test_a_folder_that_was_begun_otherwise_is_refused(colours: FaithfulViT, tmp_
     evaluate(colours, tmp_path / "data", tmp_path / "out", seed=3)
     with pytest.raises(FvitError, match="holds an evaluation with seed = 3, not 4: choose another --out"):
         evaluate(colours, tmp_path / "data", tmp_path / "out", seed=4)
+
+
+def test_no_two_engines_make_one_evaluation(colours: FaithfulViT, tmp_path: Path) -> None:
+    """Neither what is gone on with, nor records that fvit-certify left; another GPU is the same engine."""
+    ((shown, _, _),) = write_data(tmp_path / "data", images=1)
+    with Journal(tmp_path / "certified") as journal:
+        journal.append(colours.certify(shown, **TERMS, seed=99).to_dict())  # type: ignore[arg-type]
+    evaluate(colours, tmp_path / "data", tmp_path / "out")
+    colours.engine = colours.engine | {"name": "openvino"}
+    with pytest.raises(FvitError, match=r"with engine = numpy on .*, not openvino on .*: choose another"):
+        evaluate(colours, tmp_path / "data", tmp_path / "out")
+    with pytest.raises(FvitError, match=r"certificates\.jsonl holds a record of .* by numpy on .*, and this"):
+        evaluate(colours, tmp_path / "data", tmp_path / "certified")
+    one, other = ({"name": "a", "device": f"cuda:{number}", "precision": "fp16"} for number in (0, 1))
+    assert engine_of(one) == engine_of(other) == "a on cuda in fp16"
 
 
 def test_records_that_are_there_are_not_made_again(colours: FaithfulViT, tmp_path: Path) -> None:

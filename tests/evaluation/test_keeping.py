@@ -119,7 +119,7 @@ def test_a_folder_answers_one_question(tmp_path: Path, changed: dict[str, object
 def test_what_is_none_of_it_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     for notes in ("my notes\n", "my notes"):
         (tmp_path / NAME).write_text(notes)
-        with pytest.raises(FvitError, match="was not begun by fvit-evaluate"):
+        with pytest.raises(FvitError, match="was not begun by this fvit-evaluate"):
             Kept(tmp_path, ASKED)
         assert (tmp_path / NAME).read_text() == notes
     (tmp_path / NAME).unlink()

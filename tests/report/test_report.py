@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +23,7 @@ from fvit.certificates.record import Certificate
 from fvit.demo.data import LABELS
 from fvit.evaluation import cli as evaluation
 from fvit.evaluation import figures
+from fvit.evaluation.adversarial import BROKEN
 from fvit.report.build import NAME, write_report
 from fvit.report.gallery import badness
 from fvit.report.left import Left
@@ -132,6 +134,23 @@ def test_the_worst_come_first_and_pages_are_turned(opens: Opens, many: Path) -> 
     expect(page.locator("#place")).to_have_text(f"37–40 of {IMAGES}")
     expect(page.locator("#cards button")).to_have_text([base(each) for each in certificates[36:]])
     expect(page.get_by_role("button", name="Next").first).to_be_disabled()
+
+
+def test_a_certificate_that_an_attack_broke_comes_first_and_says_so(
+    opens: Opens, many: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(many, tmp_path / "broken")
+    best = worst_first(many)[-1]
+    (tmp_path / "broken" / BROKEN).mkdir()
+    (tmp_path / "broken" / BROKEN / f"{best.pixels_sha256}.npy").write_bytes(b"")
+    write_report(tmp_path / "broken")
+    page = opens(tmp_path / "broken" / NAME)
+    expect(page.locator("#headline")).to_contain_text("broken by an attack")
+    expect(page.locator("#gallery-words")).to_contain_text("Certificates that an attack broke come first")
+    first = page.locator("#cards li").first
+    expect(first.locator("button")).to_have_text(base(best))
+    expect(first.locator(".wrong")).to_contain_text("an attack broke its certificate")
+    expect(page.locator("#group")).to_contain_text("broken by an attack (1)")
 
 
 def test_images_are_chosen_and_sorted(opens: Opens, many: Path) -> None:

@@ -42,7 +42,8 @@ export async function begin(found) {
   const count = data.columns.image.length;
   by("gallery-words").textContent =
     (count < data.images ? `The ${count.toLocaleString("en")} worst of ${data.images.toLocaleString("en")} images. ` : "") +
-    "The worst come first: certified and wrong, then wrong, then without a certificate, then with the smallest. " +
+    ("broken" in data.columns ? "Certificates that an attack broke come first; then" : "The worst come first:") +
+    " certified and wrong, then wrong, then without a certificate, then with the smallest. " +
     "A name opens its image. Explanations are drawn as light, the brighter the more; outlined are the k tokens, " +
     "green where their place is certified.";
   by("group").append(new Option(`all ${count.toLocaleString("en")}`, ""));
@@ -133,6 +134,10 @@ function words(place) {
   if (label !== null && label !== of("class")) {
     verdict.className = "wrong";
     verdict.textContent += `, is ${label}`;
+  }
+  if (of("broken")) {
+    verdict.className = "wrong";
+    verdict.textContent += ", and an attack broke its certificate";
   }
   const plain = of("plain") !== null && of("plain") !== of("class") ? `; the plain model says ${of("plain")}` : "";
   const answer = of("answer") === null ? "" : `; decision: ${of("answer")}`;
