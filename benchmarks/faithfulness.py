@@ -362,7 +362,7 @@ def _more(figure: Figure) -> str:
 
 
 def under_its_own(own: Mapping[str, Figure]) -> Iterator[str]:
-    """A row an attack on each of the two models: the differences in every measure."""
+    """A row an attack on each of the two models: the differences in what compares attacks."""
     better = {("accuracy",): 1} | {(what, FIRST): MEASURES[what] for what in OF_ATTACKS}
     yield f"| attack on each | {' | '.join(what for what, *_ in better)} |"
     yield "|---" * (1 + len(better)) + "|"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,20 @@ def resumed(
     file: Path, total: int, measure: Callable[[int], dict[str, Any]], *, words: str, at_once: int = 1
 ) -> list[dict[str, Any]]:
     """measure(i) for i below total, one line of `file` each; what the file holds is not measured again. So
-    many at once, in threads."""
+    many at once, in threads: what ends before the one whose turn it is waits for that to be written."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
     if lines and not lines[-1].endswith(b"\n"):  # cut by a kill
         file.write_bytes(b"".join(lines := lines[:-1]))
     done = [json.loads(line) for line in lines]
-    left = range(len(done), total)
+    left = iter(range(len(done), total))
     with ThreadPoolExecutor(at_once) as pool, file.open("a") as journal:
-        for found in track(pool.map(measure, left), words, total=len(left)):
-            done.append(found)
+        under_way = deque(pool.submit(measure, i) for i in islice(left, at_once))
+        for _ in track(range(len(done), total), words):
+            done.append(under_way.popleft().result())
             journal.write(json.dumps(done[-1]) + "\n")
             journal.flush()
+            under_way.extend(pool.submit(measure, i) for i in islice(left, 1))
     return done[:total]
 
 

@@ -26,15 +26,20 @@ def test_what_is_kept_is_not_measured_again_and_a_torn_line_is(at_once: int, tmp
     assert resumed(file, 2, measure, words="", at_once=at_once) == [{"square": 0}, {"square": 1}]
 
 
-def test_what_was_measured_before_an_error_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_what_was_measured_before_an_error_is_kept_and_no_more_is_begun(at_once: int, tmp_path: Path) -> None:
+    begun = []
+
     def measure(i: int) -> dict[str, Any]:
+        begun.append(i)
         if i == 2:
             raise KeyboardInterrupt
         return {"i": i}
 
     with pytest.raises(KeyboardInterrupt):
-        resumed(tmp_path / "kept.jsonl", 4, measure, words="")
+        resumed(tmp_path / "kept.jsonl", 9, measure, words="", at_once=at_once)
     assert (tmp_path / "kept.jsonl").read_text() == '{"i": 0}\n{"i": 1}\n'
+    assert max(begun) <= 1 + at_once
 
 
 def test_the_energy_is_that_of_the_packages_each_once(

@@ -144,13 +144,12 @@ def test_the_wheel_certifies_where_only_the_base_dependencies_are_installed(
     (wheel,) = tmp_path.glob("*.whl")
     venv.create(tmp_path / "venv", with_pip=False, symlinks=True)
     site = next((tmp_path / "venv").glob("lib/python*/site-packages"))
-    for name in _closure("fvit"):
+    for name in _closure("fvit") - {"fvit"}:
         for file in metadata.distribution(name).files or []:
             top = file.parts[0]
             source = Path(str(metadata.distribution(name).locate_file(top)))
             if top not in ("..", "__pycache__") and source.exists() and not (site / top).exists():
                 (site / top).symlink_to(source)
-    (site / "fvit").unlink(missing_ok=True)
     with ZipFile(wheel) as packed:
         packed.extractall(site)
     python = tmp_path / "venv" / "bin" / "python"
