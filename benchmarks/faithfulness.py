@@ -246,7 +246,7 @@ def costs(vit: fvit.FaithfulViT, picture: Picture, cores: Executor) -> list[dict
     certificate."""
     key = philox_key(picture.pixels_sha256, size=vit.pipeline.image_size, seed=NOISE_SEED)
     work: dict[str, Callable[[], object]] = {
-        f"{way.name}, {1 if way.sigma is None else COPIES} copies": partial(
+        way.name if way.sigma is None else f"{way.name}, {COPIES} copies": partial(
             explained, {FIRST: vit}, [FIRST], picture.pixels, way, cores, key=key
         )
         for way in WAYS
