@@ -230,7 +230,7 @@ def main(
         journal = work / f"{digest[:12]}-{engine['name']}-{asked[:8]}.jsonl"
         # A core waits less where gradients of one image and copies of another share the cores.
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        done = resumed(journal, images, measure, words="attacking", at_once=2)
+        done = resumed(journal, images, measure, words="attacking", at_once=3)
     result: dict[str, Any] = {
         "bundle": digest, "engine": engine, "images": images, "beyond": beyond, "n": n,
         "effort": vars(effort),
