@@ -228,9 +228,7 @@ def main(
         digest, engine = vit.bundle.digest, vit.engine
         asked = sha256(f"{n} {effort} {SCALES} {beyond}".encode()).hexdigest()
         journal = work / f"{digest[:12]}-{engine['name']}-{asked[:8]}.jsonl"
-        # A core waits less where gradients of one image and copies of another share the cores.
-        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        done = resumed(journal, images, measure, words="attacking", at_once=3)
+        done = resumed(journal, images, measure, words="attacking")
     result: dict[str, Any] = {
         "bundle": digest, "engine": engine, "images": images, "beyond": beyond, "n": n,
         "effort": vars(effort),

@@ -218,7 +218,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"{where['cores']} cores of {where['cpu']} ({where['instructions']}), ONNX Runtime; n = {COPIES}, "
         f"k = 10, β = 0.8, α = 0.001; figures with a stroke are at σ = {levels}. Decisions: median of "
         f"{DECIDED} images at radius {RADIUS}, with at most {MOST:,} copies. A share of 90 % has a "
-        f"standard error of 4 points over 60 images, of 2 over 300. Students of other widths were trained "
+        "standard error of 4 points over 60 images, of 2 over 300. Students of other widths were trained "
         f"for {result['steps']:,} steps, the embedded one for {EMBEDDED_STEPS:,}, and the tuned classifier "
         "was tuned through that one alone: both favour it.",
         "",
@@ -278,9 +278,9 @@ def plot(rows: Sequence[dict[str, Any]], file: Path) -> None:
     for (line, name), (column, sigma) in product(enumerate(("certified", "radius")), enumerate(LEVELS)):
         curves(panels[line][column], partial(_certified, name, column))
         panels[line][column].set_title(f"σ = {sigma:g}", fontsize=10)
-    for line, (name, words) in enumerate((("seconds", "seconds"), ("copies", "copies"))):
+    for line, name in enumerate(("seconds", "copies")):
         curves(panels[line][-1], partial(_decided, name))
-        panels[line][-1].set_title(f"median decision at {RADIUS:g}: {words}", fontsize=10)
+        panels[line][-1].set_title(f"median decision at {RADIUS:g}: {name}", fontsize=10)
     panels[0][0].set_ylabel("right and certified at σ")
     panels[1][0].set_ylabel("median attention radius")
     panels[0][0].legend(frameon=False, fontsize=7)
