@@ -65,14 +65,16 @@ class Shown:
             tokens=len(attention.votes),
             copies=certificate.copies,
             answer=None if certificate.decision is None else certificate.decision.answer,
-            badness=(-1,) if broken else badness(certificate, right=right),
+            badness=badness(certificate, right=right, broken=broken),
         )
 
 
-def badness(certificate: Certificate, *, right: bool | None) -> tuple[float, ...]:
-    """By which the worst come first, after those that an attack broke: certified and wrong, the farther the
-    worse; wrong; class not certified, the fewer copies agree the worse; explanation not certified; then by
-    the nearer of the two radii. right: whether the class is, None where that is not known."""
+def badness(certificate: Certificate, *, right: bool | None, broken: bool) -> tuple[float, ...]:
+    """By which the worst come first: broken by an attack; certified and wrong, the farther the worse; wrong;
+    class not certified, the fewer copies agree the worse; explanation not certified; then by the nearer of
+    the two radii. right: whether the class is, None where that is not known."""
+    if broken:
+        return (-1,)
     of_class, attention = certificate.class_, certificate.attention
     if right is False and not of_class.abstained:
         return (0, -of_class.radius_l2)
