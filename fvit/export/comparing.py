@@ -64,14 +64,15 @@ class HeldOut:
         or masks are missing or cannot be read, so few copies certify nothing, or the device cannot be used.
         """
         _terms(bundle.manifest, sigma=levels_of(bundle.manifest.schedule)[0], n=asked.n)
-        # Both have devices that the other lacks, and both are needed: in a loss, and in the end.
-        open_engine(bundle.classifier, device=asked.device, precision=bundle.manifest.precision)
+        # load and open_engine each have devices that the other lacks, and both are needed: at the end, and in
+        # a loss.
         load(bundle, device=asked.device).close()
         objects = None
         if asked.masks is not None:
             found = zip(files, masks_of(files, images=images, masks=asked.masks), strict=True)
             objects = [_touching(bundle, file, mask) for file, mask in found]
         if asked.labels is not None:
+            open_engine(bundle.classifier, device=asked.device, precision=bundle.manifest.precision)
             right = list(labels_of(files, asked.labels, names=bundle.manifest.labels))
         else:
             logits, _ = classified(bundle, files, device=asked.device)

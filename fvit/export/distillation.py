@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -88,32 +89,49 @@ def distill_bundle(
             f"the teacher knows σ from {known[0]:.4f} to {known[-1]:.4g}, not from {shape.lowest:g} to "
             f"{shape.highest:g}: give --sigmas inside, or --share 0"
         )
-    training, others = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
-    held_out = HeldOut.of(bundle, others, images=images, asked=asked)
-    files = Files(training, size=manifest.image_size)
-    with work_of(out) as work:
-        Files([*training, *others], size=manifest.image_size).check(work=work, console=console)
+    with begun(bundle, out, images=images, asked=asked, seed=settings.seed, console=console) as start:
         student, losses = train_student(
             shape,
-            files,
+            start.images,
             settings,
             size=manifest.image_size,
             output_size=manifest.classifier_size,
-            work=work,
+            work=start.work,
             console=console,
             teacher=teacher_of(bundle, device=asked.device) if asked.share else None,
             share=asked.share,
-            origin={
-                "teacher": f"{manifest.denoiser} of {bundle.digest}",
-                FILES: names_of(training, images),
-            },
+            origin=start.origin | {"teacher": f"{manifest.denoiser} of {bundle.digest}"},
         )
     if not is_first():
         return {}
     console.print(described(losses))
-    report = write_student(bundle, student, out, images=files, precision=precision)
-    compare({"teacher": bundle, "student": open_bundle(out)}, held_out, console=console)
+    report = write_student(bundle, student, out, images=start.images, precision=precision)
+    compare({"teacher": bundle, "student": open_bundle(out)}, start.held_out, console=console)
     return report
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What a training begins with. origin: of its images, for the plan."""
+
+    images: Files
+    held_out: HeldOut
+    work: Path
+    origin: dict[str, str]
+
+
+@contextmanager
+def begun(
+    bundle: Bundle, out: Path, *, images: Path, asked: Asked, seed: int, console: Console
+) -> Iterator[Begun]:
+    """The images of a folder, all of them read once, and the place of the checkpoints, which no other
+    training uses meanwhile. Raises FvitError as split, HeldOut.of, work_of and Files.check do."""
+    size = bundle.manifest.image_size
+    training, others = split(images, held_out=asked.held_out, least=LEAST, seed=seed)
+    held_out = HeldOut.of(bundle, others, images=images, asked=asked)
+    with work_of(out) as work:
+        Files([*training, *others], size=size).check(work=work, console=console)
+        yield Begun(Files(training, size=size), held_out, work, {FILES: names_of(training, images)})
 
 
 class Guessing(nn.Module):

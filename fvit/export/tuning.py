@@ -25,22 +25,10 @@ from fvit.errors import FvitError
 from fvit.export.bundles import Exported
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.comparing import Asked, Floats, HeldOut, Measured, classified, compare
-from fvit.export.distillation import LEAST, Teacher, finish, precision_for, teacher_of
+from fvit.export.distillation import Teacher, begun, finish, precision_for, teacher_of
 from fvit.export.graphs import export_graph
 from fvit.export.rebuilding import OUTPUTS, example, rebuild
-from fvit.export.training import (
-    FILES,
-    Files,
-    Images,
-    Settings,
-    described,
-    is_first,
-    names_of,
-    split,
-    train,
-    work_of,
-    write,
-)
+from fvit.export.training import Images, Settings, described, is_first, train, write
 from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, check_place, open_bundle, write_bundle
 
 WEIGHTS = "classifier.safetensors"
@@ -99,37 +87,30 @@ def tune_bundle(
             f"the denoiser knows σ from {known[0]:.4f} to {known[-1]:.4g}, and {lowest:g}:{highest:g} is no "
             "range inside: give another --sigmas"
         )
-    training, others = split(images, held_out=asked.held_out, least=LEAST, seed=settings.seed)
-    held_out = HeldOut.of(bundle, others, images=images, asked=asked)
     original = rebuild(bundle, weights=asked.weights)
-    files = Files(training, size=manifest.image_size)
-    with work_of(out) as work:
-        Files([*training, *others], size=manifest.image_size).check(work=work, console=console)
+    with begun(bundle, out, images=images, asked=asked, seed=settings.seed, console=console) as start:
         tuned = rebuild(bundle, weights=asked.weights)
         losses = train_classifier(
             tuned,
             original,
-            files,
+            start.images,
             settings,
             denoise=teacher_of(bundle, device=asked.device),
             sigmas=asked.sigmas,
-            work=work,
+            work=start.work,
             console=console,
-            origin={
-                "tuned": f"{manifest.classifier} of {bundle.digest}",
-                FILES: names_of(training, images),
-            },
+            origin=start.origin | {"tuned": f"{manifest.classifier} of {bundle.digest}"},
         )
         if is_first():
-            write(work / WEIGHTS, safetensors.torch.save(tuned.weights()))
+            write(start.work / WEIGHTS, safetensors.torch.save(tuned.weights()))
     if not is_first():
         return {}
     console.print(described(losses))
-    report = write_tuned(bundle, tuned, out, images=files, precision=precision)
+    report = write_tuned(bundle, tuned, out, images=start.images, precision=precision)
     new = open_bundle(out)
-    before, after = compare({"before": bundle, "after": new}, held_out, console=console)
-    seen = [classified(each, held_out.files, device=held_out.device) for each in (bundle, new)]
-    clean = [Clean.of(*each, held_out, wanted=seen[0][1]) for each in seen]
+    before, after = compare({"before": bundle, "after": new}, start.held_out, console=console)
+    seen = [classified(each, start.held_out.files, device=start.held_out.device) for each in (bundle, new)]
+    clean = [Clean.of(*each, start.held_out, wanted=seen[0][1]) for each in seen]
     console.print(_table(clean))
     fallen = [*lost(*clean, where="on clean images")]
     for was, now in zip(before, after, strict=True):
