@@ -1,10 +1,13 @@
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 import fvit
@@ -21,14 +24,39 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+class Once(Protocol):
+    def __call__(self, name: str, make: Callable[[Path], Any]) -> Path: ...
+
+
 @pytest.fixture(scope="session")
-def teacher_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """What takes long to make and no test changes, made by the first of pytest's processes that needs it."""
+    root = tmp_path_factory.getbasetemp()
+    shared = root.parent if hasattr(request.config, "workerinput") else root
+
+    def made(name: str, make: Callable[[Path], Any]) -> Path:
+        with FileLock(shared / f"{name}.lock"):
+            if not (shared / name).exists():
+                make(shared / name)
+        return shared / name
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def teacher_bundle(once: Once) -> Path:
     """The embedded teacher and the original classifier, exported."""
     from fvit.export.bundles import export_demo
 
-    folder = tmp_path_factory.mktemp("bundle") / "teacher"
-    export_demo(folder, denoiser="teacher", classifier="original")
-    return folder
+    return once("teacher", partial(export_demo, denoiser="teacher", classifier="original"))
+
+
+@pytest.fixture(scope="session")
+def int8_bundle(once: Once) -> Path:
+    """The embedded pair in int8."""
+    from fvit.export.bundles import export_demo
+
+    return once("int8", partial(export_demo, precision="int8"))
 
 
 @pytest.fixture(scope="session")

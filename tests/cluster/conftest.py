@@ -17,6 +17,9 @@ from tests.commands import here
 
 IMAGES = 8
 
+# By Ray's own rule workers come after whatever else runs: other tests.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+
 
 @pytest.fixture(autouse=True)
 def patient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

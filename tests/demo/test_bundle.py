@@ -6,18 +6,23 @@ import pytest
 import fvit
 from fvit import demo
 from fvit.errors import FvitError
-from fvit.runtime.bundle import Origin, open_bundle
+from fvit.runtime.bundle import Bundle, Origin, open_bundle
 from tests.commands import here
+from tests.conftest import Once
 
 RELATIVE = 1e-4
 """Of the largest value: what is folded into the graphs is computed by the processor at hand."""
 
 
-def test_the_embedded_bundle_is_what_the_embedded_weights_export_to(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def exported(once: Once) -> Bundle:
     from fvit.export.bundles import export_demo
 
-    export_demo(tmp_path / "again")
-    embedded, again = open_bundle("demo"), open_bundle(tmp_path / "again")
+    return open_bundle(once("exported", export_demo))
+
+
+def test_the_embedded_bundle_is_what_the_embedded_weights_export_to(exported: Bundle) -> None:
+    embedded, again = open_bundle("demo"), exported
     assert embedded.manifest.model_copy(update={"files": {}}) == again.manifest.model_copy(
         update={"files": {}}
     )
@@ -28,6 +33,13 @@ def test_the_embedded_bundle_is_what_the_embedded_weights_export_to(tmp_path: Pa
         outputs = [vit.pipeline.classify(denoised[0]) for vit in (one, other)]
         for found, expected in [denoised, *zip(*outputs, strict=True)]:
             assert np.abs(found - expected).max() <= RELATIVE * np.abs(expected).max()
+
+
+def test_the_same_weights_export_to_the_same_bytes(exported: Bundle, tmp_path: Path) -> None:
+    from fvit.export.bundles import export_demo
+
+    export_demo(tmp_path / "again")
+    assert open_bundle(tmp_path / "again").digest == exported.digest
 
 
 def test_the_embedded_bundle_names_its_networks_and_is_small_enough_to_travel() -> None:

@@ -8,12 +8,11 @@ from diffusers import DDPMPipeline, UNet2DModel
 
 
 def small_unet(**options: Any) -> Any:
-    """The same UNet2DModel each time, [B,3,16,16] unless told."""
+    """The same UNet2DModel each time, [B,3,16,16] and of one level unless told."""
     torch.manual_seed(0)
     architecture = {
-        "sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "UpBlock2D"),
-        "add_attention": False,
+        "sample_size": 16, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "add_attention": False,
     }  # fmt: skip
     unet = UNet2DModel(**{**architecture, **options}).eval()
     for parameter in unet.parameters():

@@ -107,6 +107,15 @@ def test_a_graph_computes_what_its_scheduler_and_network_do(name: str, tmp_path:
         assert np.abs(found[row] - (expected[0].numpy() + 1) / 2).max() <= 2e-5
 
 
+def test_the_same_network_exports_to_the_same_bytes(tmp_path: Path) -> None:
+    diffusion = load_diffusers(saved(tmp_path / "model", small_unet(), EDMEulerScheduler()))
+    module = diffusion.one_shot(image_size=(16, 16), output_size=(16, 16))
+    inputs = {"noisy": torch.rand(2, 3, 16, 16), "sigma": torch.ones(2), "timestep": torch.ones(2)}
+    for name in ("one.onnx", "other.onnx"):
+        export_graph(module, inputs, outputs=("images",), graph=tmp_path / name)
+    assert (tmp_path / "one.onnx").read_bytes() == (tmp_path / "other.onnx").read_bytes()
+
+
 def test_a_class_conditional_network_is_asked_for_its_null_class(tmp_path: Path) -> None:
     unet = small_unet(num_class_embeds=5)
     folder = saved(tmp_path / "model", unet, EDMEulerScheduler())

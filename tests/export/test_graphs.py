@@ -14,7 +14,7 @@ from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.denoisers import Diffusion, OneShotDenoiser, Resize, load_diffusers
 from fvit.export.graphs import export_graph
 from fvit.export.preconditioning import StepPrediction, VariancePreserving
-from fvit.runtime.bundle import CLASSIFIER, DENOISER, open_bundle
+from fvit.runtime.bundle import CLASSIFIER, DENOISER
 from fvit.runtime.schedule import Schedule
 
 torch_equal = 1e-4
@@ -208,13 +208,6 @@ def test_a_folder_that_is_no_diffusers_model_is_refused_in_one_line(tmp_path: Pa
     with pytest.raises(FvitError, match="no diffusers model") as caught:
         load_diffusers(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_the_same_model_exports_to_the_same_bytes(teacher_bundle: Path, tmp_path: Path) -> None:
-    from fvit.export.bundles import export_demo
-
-    export_demo(tmp_path / "again", denoiser="teacher", classifier="original")
-    assert open_bundle(tmp_path / "again").digest == open_bundle(teacher_bundle).digest
 
 
 def test_a_model_that_no_manifest_describes_is_refused_before_it_is_exported(tmp_path: Path) -> None:

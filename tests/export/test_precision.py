@@ -256,24 +256,15 @@ def test_products_of_int8_do_not_overflow_and_are_the_same_on_every_processor(
     assert np.array_equal(open_engine(graph, device="cpu").run({"x": x.numpy()})["y"], found)
 
 
-@pytest.fixture(scope="module")
-def int8_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from fvit.export.bundles import export_demo
-
-    folder = tmp_path_factory.mktemp("demo") / "int8"
-    export_demo(folder, precision="int8")
-    return folder
-
-
 @pytest.mark.parametrize("device", ON_CPU)
 def test_a_certificate_of_int8_is_the_same_in_every_batch_and_company(
-    device: str, int8_demo: Path, samples: list[Path]
+    device: str, int8_bundle: Path, samples: list[Path]
 ) -> None:
     if device == "openvino":
         pytest.importorskip("openvino")
-    with fvit.load(int8_demo, device=device, batch=1) as low:
+    with fvit.load(int8_bundle, device=device, batch=1) as low:
         alone = low.certify(samples[0], n=60, alpha=0.1, seed=3)
-    with fvit.load(int8_demo, device=device, batch=7) as low, ThreadPoolExecutor(4) as pool:
+    with fvit.load(int8_bundle, device=device, batch=7) as low, ThreadPoolExecutor(4) as pool:
         company = pool.map(lambda image: low.certify(image, n=60, alpha=0.1, seed=3), samples[:4])
         together = next(iter(company))
     one, other = (each.to_dict() | {"seconds": None} for each in (alone, together))
@@ -281,13 +272,13 @@ def test_a_certificate_of_int8_is_the_same_in_every_batch_and_company(
 
 
 @pytest.mark.parametrize("device", ON_CPU)
-def test_int8_demo_agrees_with_fp32(device: str, vit: fvit.FaithfulViT, int8_demo: Path) -> None:
+def test_int8_demo_agrees_with_fp32(device: str, vit: fvit.FaithfulViT, int8_bundle: Path) -> None:
     """The short form of benchmarks/precision.py: one noisy copy of each of 100 held-out images."""
     if device == "openvino":
         pytest.importorskip("openvino")
         if not processor.has("vnni"):
             pytest.skip("OpenVINO may let products of int8 overflow on this processor")
-    low = fvit.load(int8_demo, device=device)
+    low = fvit.load(int8_bundle, device=device)
     assert low.bundle.manifest.precision == "int8"
     pictures = [vit.read(image).pixels for image in compositions(100, seed=31, split="held-out").images]
     copies = np.concatenate(
