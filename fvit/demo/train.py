@@ -174,7 +174,7 @@ def student(
 def tuned(
     seed: SeedOption = 0,
     steps: StepsOption = 3000,
-    batch: BatchOption = 64,
+    batch: BatchOption = 32,
     pool: PoolOption = 40_000,
     work: WorkOption = WORK,
 ) -> None:

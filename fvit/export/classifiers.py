@@ -162,7 +162,7 @@ class ExplainedClassifier(nn.Module):
         or integrals where the explanation needs them."""
         with Tape(pixels) if self._needs & {"relevances", "integrals"} else nullcontext() as tape:
             logits = self.model(pixels)
-        maps = [tap.caught for tap in self._taps]
+        maps = [tap.taken() for tap in self._taps]
         if tape is None:
             return logits, {"maps": maps}
         # Of the class that is explained 1, of the others 0.
@@ -182,16 +182,21 @@ class ExplainedClassifier(nn.Module):
 
 class Tap(nn.Module):
     """Stands where a block drops out attention probabilities (which evaluation never does): keeps
-    the map that passes, and adds a zero shift to differentiate by."""
+    the map that passes until it is taken, and adds a zero shift to differentiate by."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.caught: Any = None
         self.shift: Any = None
+        self._caught: Any = None
 
     def forward(self, probabilities: Tensor) -> Tensor:
-        self.caught = probabilities if self.shift is None else probabilities + self.shift
-        return self.caught
+        self._caught = probabilities if self.shift is None else probabilities + self.shift
+        return self._caught
+
+    def taken(self) -> Tensor:
+        """The map, which is kept no longer: a large batch's maps are large."""
+        caught, self._caught = self._caught, None
+        return caught
 
 
 def load_classifier(name: str, *, weights: Path | None = None, pretrained: bool = True) -> nn.Module:

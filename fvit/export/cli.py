@@ -238,7 +238,7 @@ def tune(
     sigmas: Annotated[str, typer.Option(help="Range of σ of the copies.")] = "0.12:1",
     hours: HoursOption = 1.0,
     steps: TrainingStepsOption = None,
-    batch: TrainingBatchOption = 64,
+    batch: TrainingBatchOption = 32,
     rate: Annotated[float, typer.Option(help="Peak learning rate.", min=1e-9)] = 1.5e-4,
     seed: TrainingSeedOption = 0,
     mixed_precision: MixedOption = None,

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fvit.certificates.claims import top_tokens
 from fvit.errors import FvitError
@@ -34,18 +35,24 @@ from fvit.runtime.bundle import CLASSIFIER, Bundle, Origin, check_place, open_bu
 WEIGHTS = "classifier.safetensors"
 """The tuned weights beside the checkpoints, from which the new bundle can be tuned again."""
 
+COPIES = 2
+"""Of each image in a step, at one σ."""
+
 CLEAN = 4
-"""Of so many copies' images one is also shown clean."""
+"""Of so many images one is also shown clean."""
 
 ATTRIBUTION = 0.3
 """Weight of the attribution's divergence beside the logits'."""
 
 FIRST = 10
-"""Tokens of the original's explanation that are to stay before all others, or all but one where there are no
-more: as many as are certified unless told."""
+"""Tokens of an explanation that are to stay before all others, or all but one where there are no more: as
+many as are certified unless told."""
 
 ORDER = 54.0
 """Weight of the loss of order beside the logits' divergence."""
+
+KEPT = 0.99
+"""Share of the moving average of the weights that a step leaves as it was."""
 
 TIED = 0.05
 """Scale of the loss of order, in logarithms of attribution."""
@@ -134,46 +141,76 @@ def train_classifier(
 ) -> list[float]:
     """Tune a copy of the original in place, and return the loss of every step.
 
-    The loss: with the original's class probabilities p and attribution w on the clean image, KL(p‖·) +
-    ATTRIBUTION · KL(w‖·) + ORDER · out_of_order(w, ·) of the tuned one's on a denoised copy of each image, at
-    a σ that is log-uniform in the range, and on one in CLEAN of the images themselves. The denoiser stays as
-    it is. An explanation that differentiates is computed in fp32, and without the loss of order: many of its
-    shares are 0, none of which leads another. origin: what else makes this training what it is, for the plan.
-    Raises FvitError as train does.
+    The loss, of COPIES denoised copies of each image at a σ that is log-uniform in the range, and of one in
+    CLEAN of the images themselves: KL(p‖·) + ATTRIBUTION · KL(w‖·) + ORDER · out_of_order(v, ·), with the
+    original's class probabilities p and attribution w on the clean image, and with v the mean attribution
+    that the moving average of the tuned one's weights gives the image and these copies: an order is to hold
+    in every copy, and which one is left to the tuned one. The denoiser stays as it is. An explanation that
+    differentiates is computed in fp32, and without the loss of order: many of its shares are 0, none of
+    which leads another. origin: what else makes this training what it is, for the plan. Raises FvitError as
+    train does.
     """
     if tuned.needs_gradients:
         settings = dataclasses.replace(settings, mixed_precision="no")
-    ratio, order = math.log(sigmas[1] / sigmas[0]), 0.0 if tuned.needs_gradients else ORDER
+    ratio = math.log(sigmas[1] / sigmas[0])
+    averaged = None if tuned.needs_gradients else Averaged(tuned)
 
     def loss(model: nn.Module, pixels: Tensor, draw: torch.Generator) -> Tensor:
         original.to(pixels.device)
         clean = pixels.float() / 255
         sigma = (sigmas[0] * torch.exp(ratio * torch.rand(len(pixels), generator=draw))).to(pixels.device)
-        noise = torch.randn(clean.shape, generator=draw).to(pixels.device)
-        copies = denoise(clean + sigma[:, None, None, None] * noise, sigma)
-        shown = resized(clean, original.size)
-        few = len(shown[::CLEAN])
+        shown, levels = resized(clean, original.size), sigma.repeat(COPIES)
+        noise = torch.randn((len(levels), *clean.shape[1:]), generator=draw).to(pixels.device)
+        copies = denoise(clean.repeat(COPIES, 1, 1, 1) + levels[:, None, None, None] * noise, levels)
         with torch.no_grad():
             logits, attribution = original(shown)
-        found, spread = model(torch.cat([copies, shown[::CLEAN]]))
-        wanted = torch.cat([logits, logits[::CLEAN]]).float(), torch.cat([attribution, attribution[::CLEAN]])
+        asked = torch.cat([copies, shown[::CLEAN]])
+        if averaged is None:
+            found, spread = model(asked)
+        else:
+            views = torch.cat([copies, shown]).unflatten(0, (COPIES + 1, -1))
+            found, spread, steady = model(asked, views)
+
+        def target(each: Tensor) -> Tensor:
+            return torch.cat([each.repeat(COPIES, 1), each[::CLEAN]]).float()
+
         of_class = F.kl_div(
-            F.log_softmax(found.float(), dim=1), F.softmax(wanted[0], dim=1), reduction="none"
+            F.log_softmax(found.float(), dim=1), F.softmax(target(logits), dim=1), reduction="none"
         )
-        of_tokens = F.kl_div(_mixed(spread).log(), _mixed(wanted[1]), reduction="none")
+        of_tokens = F.kl_div(_mixed(spread).log(), _mixed(target(attribution)), reduction="none")
         rows = of_class.sum(dim=1) + ATTRIBUTION * of_tokens.sum(dim=1)
-        if order:
-            rows = rows + order * out_of_order(wanted[1], spread)
-        total: Tensor = rows[: len(copies)].mean() + rows[-few:].mean()
+        if averaged is not None:
+            rows = rows + ORDER * out_of_order(target(steady), spread)
+        total: Tensor = rows[: len(copies)].mean() + rows[len(copies) :].mean()
         return total
 
-    plan = {"sigmas": list(sigmas), "order": order, **origin}
+    of_order = {} if averaged is None else {"order": ORDER, "kept": KEPT}
+    plan = {"sigmas": list(sigmas), "copies": COPIES, **of_order, **origin}
     # On a CPU fused attention's backward pass takes twice as long in bfloat16 as all the rest of a step.
     plain = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
     with plain:
-        losses = train(tuned, loss, images, settings, work=work, plan=plan, console=console)
+        losses = train(averaged or tuned, loss, images, settings, work=work, plan=plan, console=console)
     tuned.cpu().eval()
     return losses
+
+
+class Averaged(nn.Module):
+    """A classifier, and the moving average of its weights, which no gradient reaches."""
+
+    def __init__(self, classifier: ExplainedClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+        averaging = get_ema_multi_avg_fn(KEPT)
+        self.average = AveragedModel(classifier, multi_avg_fn=averaging).requires_grad_(False)
+
+    def forward(self, images: Tensor, views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The classifier's logits and attribution of images; and, once it has taken in the weights, the
+        average's attribution of views [V,B,3,H,W] of B images, the mean [B,N] over the views."""
+        logits, attribution = self.classifier(images)
+        self.average.update_parameters(self.classifier)
+        with torch.no_grad():
+            _, seen = self.average(views.flatten(0, 1))
+        return logits, attribution, seen.float().unflatten(0, views.shape[:2]).mean(dim=0)
 
 
 def out_of_order(wanted: Tensor, found: Tensor) -> Tensor:

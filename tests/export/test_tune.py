@@ -14,7 +14,16 @@ from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.comparing import HeldOut, Measured
 from fvit.export.rebuilding import rebuild
 from fvit.export.training import Settings
-from fvit.export.tuning import Clean, TunedAsked, lost, out_of_order, train_classifier, tune_bundle
+from fvit.export.tuning import (
+    KEPT,
+    Averaged,
+    Clean,
+    TunedAsked,
+    lost,
+    out_of_order,
+    train_classifier,
+    tune_bundle,
+)
 from fvit.runtime.bundle import CLASSIFIER, open_bundle, seal, write_bundle
 from tests.commands import here, last_line
 from tests.export.test_distill import Pixels
@@ -74,6 +83,27 @@ def test_only_first_tokens_that_do_not_lead_are_out_of_order() -> None:
     assert swapped - kept == pytest.approx(float(logs[1, 10] - logs[1, 9]), rel=0.2)
     # Each of the first ten lies behind both others.
     assert turned == pytest.approx(float((logs[2, 10:, None] - logs[2, None, :10]).sum()), rel=0.01)
+
+
+def test_the_order_that_is_asked_for_is_that_of_averaged_weights_over_all_views() -> None:
+    """The first step's average are the weights themselves; each later step moves it by a hundredth."""
+    both = Averaged(ExplainedClassifier(models.load_classifier()))
+    images = torch.rand(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    apart = ExplainedClassifier(models.load_classifier())
+    tuned = ExplainedClassifier(models.load_classifier(models.TUNED))
+    with torch.no_grad():
+        _, alone = apart(images)
+        logits, attribution, steady = both(images[:4], images.view(3, 2, 3, 64, 64))
+        assert torch.allclose(logits, apart(images)[0][:4], atol=1e-5)
+        assert torch.allclose(attribution, alone[:4], atol=1e-7)
+        assert torch.allclose(steady, alone.view(3, 2, -1).mean(dim=0), atol=1e-7)
+        both.classifier.load_state_dict(tuned.state_dict())
+        for moving, target in zip(apart.parameters(), tuned.parameters(), strict=True):
+            moving.lerp_(target, 1 - KEPT)
+        found, expected = both(images, images[None])[2], apart(images)[1]
+    assert torch.allclose(found, expected, atol=1e-7)
+    assert not torch.allclose(found, alone, atol=1e-5)
+    assert not any(each.requires_grad for each in both.average.parameters())
 
 
 def test_a_killed_tuning_goes_on_to_the_same_curve(tmp_path: Path) -> None:

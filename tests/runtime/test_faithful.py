@@ -193,9 +193,10 @@ def test_refining_shows_certificates_that_grow_and_all_follow(
 
 
 def test_refining_shows_a_map_that_grows_alone(vit: fvit.FaithfulViT) -> None:
-    """Of a picture of nothing, of which nothing else is certified at first."""
-    nothing = np.full((64, 64, 3), 128, np.uint8)
-    first, second, third, *_ = (sizes_of(each) for each in vit.refine(nothing, n=60, k=1, seed=0))
+    """Of a picture of noise, of which nothing else is certified at first."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    refined = vit.refine(noise, sigma=1.0, n=60, k=1, seed=0)
+    first, second, third, *_ = (sizes_of(each) for each in refined)
     assert not any(sizes[:2].any() for sizes in (first, second, third))
     assert first[2] < second[2] < third[2]
 
