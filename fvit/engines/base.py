@@ -56,6 +56,8 @@ class Engine(ABC):
     """What the graph is computed in, as records name it."""
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
+    portion: int | None = None
+    """Rows that are computed at a time, to which fewer are filled up; None where all of a batch are."""
     capturable = False
     """Whether a bound call only puts work on the stream, so that a CUDA graph can hold it."""
 

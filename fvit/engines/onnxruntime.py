@@ -77,7 +77,7 @@ class OnnxRuntimeEngine(Engine):
         self.outputs = tuple(map(_tensor, self._session.get_outputs()))
         self._names = [tensor.name for tensor in self.outputs]
         self._fixed = next((tensor.shape[0] for tensor in self.inputs if tensor.shape), None)
-        self._portion = self._fixed or (ROWS if device == "cpu" else None)
+        self.portion = self._fixed or (ROWS if device == "cpu" else None)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         def call(rows: dict[str, NDArray[Any]]) -> Arrays:
@@ -85,7 +85,7 @@ class OnnxRuntimeEngine(Engine):
                 found: Arrays = self._session.run(self._names, rows)
             return found
 
-        found = in_portions(call, feeds, portion=self._portion, cores=self._cores)
+        found = in_portions(call, feeds, portion=self.portion, cores=self._cores)
         return dict(zip(self._names, found, strict=True))
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:

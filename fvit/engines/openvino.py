@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fvit.engines.base import Engine, Memory, Tensor
-from fvit.engines.onnxruntime import ROWS
+from fvit.engines.base import Engine, Memory, Tensor, weights_file
 from fvit.engines.portions import Arrays, in_portions
 from fvit.errors import FvitError
 from fvit.extras import require
 
 SHORT = {"f16": "fp16", "f32": "fp32"}
+
+ROWS = 8
+"""Rows that one CPU core works on at a time: what a call costs beside them is small then."""
+
+SMALL = 32e6
+"""Bytes of a graph up to which every thread that calls computes in a compiled graph of its own. Threads of
+OpenVINO's own, which share one, wait for a core while another idles where two networks take turns: the
+embedded pair made a quarter fewer copies a second. A compiled graph takes some six times its bytes: too much
+for every core of a large one, whose long runs such waiting hardly delays."""
 
 
 class OpenVinoEngine(Engine):
@@ -38,10 +47,14 @@ class OpenVinoEngine(Engine):
         self._cores: ThreadPoolExecutor | None = None
         if (cores := threads or available) > 1:
             self._cores = ThreadPoolExecutor(cores, thread_name_prefix="fvit-cpu")
-        # A stream is one core's, and who calls while all are taken waits for one.
+        files = [file for file in (graph, weights_file(graph)) if file.exists()]
+        small = sum(file.stat().st_size for file in files) <= SMALL
+        # Without a stream a run is computed by the thread that calls; else each is one core's, and who calls
+        # while all are taken waits for one.
+        streams = 0 if small else available
         settings = {
-            "NUM_STREAMS": available,
-            "INFERENCE_NUM_THREADS": available,
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": max(streams, 1),
             "ENABLE_CPU_PINNING": False,
         }
         try:
@@ -50,8 +63,8 @@ class OpenVinoEngine(Engine):
             self.inputs, self.outputs = (
                 tuple(map(_tensor, ports)) for ports in (model.inputs, model.outputs)
             )
-            self._portion = next((each.shape[0] for each in self.inputs if each.shape), None) or ROWS
-            model.reshape({each.name: [self._portion, *each.shape[1:]] for each in self.inputs})
+            self.portion = next((each.shape[0] for each in self.inputs if each.shape), None) or ROWS
+            model.reshape({each.name: [self.portion, *each.shape[1:]] for each in self.inputs})
             compiled = core.compile_model(model, "CPU", settings)
         except RuntimeError as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -59,24 +72,35 @@ class OpenVinoEngine(Engine):
         inner = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         inner = SHORT.get(inner, inner)
         self.precision = f"int8 and {inner}" if precision == "int8" else inner
+        self._compile = partial(core.compile_model, model, "CPU", settings)
         self._idle: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(available):
+        for _ in range(1 if small else available):
             self._idle.put(compiled.create_infer_request())
+        self._further = iter(range(available - 1 if small else 0))
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        found = in_portions(self._call, feeds, portion=self._portion, cores=self._cores)
+        found = in_portions(self._call, feeds, portion=self.portion, cores=self._cores)
         return {tensor.name: values for tensor, values in zip(self.outputs, found, strict=True)}
 
     def bind(self, memory: Mapping[str, Memory]) -> Callable[[], None]:
         raise FvitError("OpenVINO computes on the CPU here: it has no device memory to bind")
 
     def _call(self, rows: dict[str, NDArray[Any]]) -> Arrays:
-        request = self._idle.get()
+        request = self._request()
         try:
             found = request.infer(rows, share_inputs=True, share_outputs=False)
             return [found[tensor.name] for tensor in self.outputs]
         finally:
             self._idle.put(request)
+
+    def _request(self) -> Any:
+        """One that is idle, of a graph compiled now where none is and there are cores without one."""
+        try:
+            return self._idle.get_nowait()
+        except Empty:
+            if next(self._further, None) is None:
+                return self._idle.get()
+            return self._compile().create_infer_request()
 
 
 def _tensor(port: Any) -> Tensor:

@@ -16,7 +16,6 @@ import numpy as np
 from fvit.certificates.tally import Tally
 from fvit.engines import processor
 from fvit.engines.base import Engine
-from fvit.engines.onnxruntime import ROWS
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
@@ -186,8 +185,8 @@ def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:
     ]
     pipeline = _pipeline(bundle, *engines)
 
-    # Graphs with a fixed batch are filled to it.
-    grain = math.lcm(ROWS, *(tensor.shape[0] or 1 for engine in engines for tensor in engine.inputs))
+    # Rows that would be filled up may as well be other copies.
+    grain = math.lcm(*(engine.portion or 1 for engine in engines))
 
     def counters(rows: int) -> list[HostCounter]:
         _check_memory(bundle, rows=rows, cores=cores)

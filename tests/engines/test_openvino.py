@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import fvit
+from fvit.engines import openvino
 from fvit.engines.base import Engine
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError
@@ -46,13 +47,18 @@ def test_a_copys_result_is_the_same_to_the_bit_in_every_batch(size: int, classif
             assert np.array_equal(values, whole[name][first : first + size])
 
 
-def test_threads_may_share_an_engine(classifier: Engine) -> None:
+def test_threads_may_share_an_engine_and_compute_the_same_to_the_bit_in_a_graph_each_or_in_one(
+    classifier: Engine, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "SMALL", 0)
+    sharing = open_engine(demo_bundle / CLASSIFIER, device="openvino", threads=1)
     batches = [_images(count) for count in range(5, 20)]
-    alone = [classifier.run({"images": batch})["logits"] for batch in batches]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda batch: classifier.run({"images": batch})["logits"], batches))
-    for one, other in zip(alone, together, strict=True):
-        assert np.array_equal(one, other)
+    for engine in (sharing, classifier):
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda batch, of=engine: of.run({"images": batch}), batches))
+        for batch, values in zip(batches, found, strict=True):
+            for name, expected in classifier.run({"images": batch}).items():
+                assert np.array_equal(values[name], expected)
 
 
 def test_a_certificate_is_the_same_in_every_batch_and_company_and_says_its_engine(
