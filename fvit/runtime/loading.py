@@ -67,8 +67,9 @@ def load(
     or CUDA provider there; "cuda:0,1" and the like, several GPUs that share all copies; or "auto", the first
     of tensorrt:0, ort-tensorrt:0 and cuda:0 that works, or else the faster of openvino and cpu, which is
     measured once (the result's `passed_over` says why not the others). batch: copies that a CPU core or a GPU
-    takes at once: 4 and 64 unless told, and "auto" measures which is the fastest, once; on "tensorrt:N" both
-    take the largest that has plans. cores: of a CPU, so many; all that this process may use unless told.
+    takes at once: 4 (by OpenVINO 8) and 64 unless told, and "auto" measures which is the fastest, once; on
+    "tensorrt:N" both take the largest that has plans. cores: of a CPU, so many; all that this process may use
+    unless told.
     Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch is no number
     from 1 on.
     """
