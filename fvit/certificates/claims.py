@@ -56,7 +56,9 @@ class ClassClaim(Part):
 
     index: Index
     label: str
-    counts: Annotated[dict[Annotated[str, Field(pattern=r"^(0|[1-9]\d{0,9})$")], Seen], Field(min_length=1)]
+    counts: Annotated[
+        dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Seen], Field(min_length=1)
+    ]
     p_lower: Annotated[float, Field(ge=0, lt=1)]
     radius_l2: Radius
     radius_linf: Radius

@@ -24,15 +24,17 @@ Floats = NDArray[np.float64]
 def lost_tokens(k: int, *, beta: float) -> int:
     """k0 = ⌊(1−β)k⌋ + 1, the smallest number of lost tokens that breaks an explanation of size k.
 
-    β is read as the fraction with a denominator up to 10⁶ that the float stands for, so 0.8·10 and
-    (1/3)·3 come out exactly; of k tokens no more than k can be lost. Raises ValueError where k < 1 or β is
-    not in (0, 1].
+    β is read as the fraction with a denominator up to 10⁶ whose float it is or the next one to, so 0.8·10 and
+    (1/3)·3 come out exactly, or else as its digits; of k tokens no more than k can be lost. Raises ValueError
+    where k < 1 or β is not in (0, 1].
     """
     if k < 1:
         raise ValueError(f"k = {k}: an explanation needs at least one token")
     if not 0 < beta <= 1:
         raise ValueError(f"beta = {beta:g} is not in (0, 1]")
     share = Fraction(beta).limit_denominator(10**6)
+    if float(share) not in (beta, math.nextafter(beta, 0), math.nextafter(beta, 1)):
+        share = Fraction(repr(float(beta)))
     return min(k, math.floor((1 - share) * k) + 1)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
-from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 from statistics import NormalDist
@@ -108,9 +107,10 @@ def _of_counts(name: str, a: Record, r: Record) -> Iterator[str]:
     for field in ("beta", "aggregate", "grid", "sums"):
         if a[field] != main[field]:
             yield f"{name}.{field} differs from attention.{field}"
-    fewer, more = (a, main) if k < main["k"] else (main, a)
-    if any(less > most for less, most in zip(fewer["votes"], more["votes"], strict=False)):
-        yield f"{name}.votes: a token has fewer votes in a larger explanation"
+    for _, larger in _explanations(r):
+        pairs = zip(a["votes"], larger["votes"], strict=False)
+        if k < larger["k"] and any(less > most for less, most in pairs):
+            yield f"{name}.votes: a token has fewer votes in the larger explanation of k = {larger['k']}"
 
 
 def _of_claims(r: Record) -> Iterator[str]:
@@ -248,9 +248,8 @@ def _z(p: float) -> float:
 
 
 def _lost(k: int, beta: float) -> int:
-    """The fewest tokens whose loss leaves less than βk; β is the fraction that its digits stand for."""
-    share = Fraction(beta).limit_denominator(10**6)
-    return next((lost for lost in range(1, k) if k - lost < share * k), k)
+    """The fewest tokens whose loss leaves less than βk; a β in whose last digit (k − lost)/k lies is that."""
+    return next((lost for lost in range(1, k) if (k - lost) / k < math.nextafter(beta, 0)), k)
 
 
 def _ranked(values: Sequence[int]) -> list[int]:
@@ -359,9 +358,10 @@ def _root(left: Callable[[float], float], outer: float, inner: float) -> float:
 
 
 def _compared(field: str, claimed: float, derived: float, *, scale: float, n: int = 0) -> Iterator[str]:
-    """Equal to nine digits; less is let pass where n copies make bounds err outwards by more than that."""
+    """Equal to nine digits; less is let pass where n copies make bounds err outwards by more than that. Where
+    nothing follows, nothing may be claimed."""
     size = max(abs(derived), scale)
-    if not -(1e-9 + 1e-14 * n) * size <= claimed - derived <= 1e-9 * size:
+    if (derived == 0 < claimed) or not -(1e-9 + 1e-14 * n) * size <= claimed - derived <= 1e-9 * size:
         yield f"{field} is {claimed}, but {derived:.12g} follows"
 
 

@@ -38,7 +38,7 @@ LONGEST_NAME = 4096
 TOO_LONG = FvitError(f"is longer than {LONGEST:,} bytes: no record")
 
 HOPELESS = 100
-"""So many lines without one JSON object, and the file is something else."""
+"""So many lines without an object that names its image, as every record does, and the file is another."""
 
 
 @app.command(no_args_is_help=True)
@@ -85,9 +85,9 @@ def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
     """The lines of a file with their numbers, each as what its JSON holds, or a FvitError where it is none.
 
     Raises FvitError where the file is neither a regular one nor a pipe, cannot be read or is empty, or
-    where nothing in its first HOPELESS lines, or before a line of more than LONGEST bytes, is an object.
+    where nothing in its first HOPELESS lines, or before a line of more than LONGEST bytes, is a record.
     """
-    number = objects = 0
+    number = records = 0
     try:
         # A pipe that nobody writes to opens, and ends, at once.
         with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK), "rb") as opened:
@@ -98,8 +98,8 @@ def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
             while line := opened.readline(LONGEST + 1):
                 number += 1
                 found = _parsed(line) if len(line) <= LONGEST else TOO_LONG
-                objects += isinstance(found, dict)
-                if not objects and (number == HOPELESS or found is TOO_LONG):
+                records += isinstance(found, dict) and "image" in found
+                if not records and (number == HOPELESS or found is TOO_LONG):
                     raise FvitError(f"{file} is no {NAME}: nothing at its beginning is a record")
                 while found is TOO_LONG and not line.endswith(b"\n") and line:
                     line = opened.readline(LONGEST)
@@ -112,13 +112,28 @@ def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line)
+        return json.loads(line, object_pairs_hook=_once)
     except (ValueError, RecursionError):
         return FvitError("is no JSON: broken, or cut off")
+    except FvitError as error:
+        return error
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields: readers of JSON differ in which of two of one name they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise FvitError("has a field twice")
+    return found
 
 
 def _findings(line: Any) -> list[str]:
-    return [str(line)] if isinstance(line, FvitError) else verify(line)
+    if isinstance(line, FvitError):
+        return [str(line)]
+    try:
+        return verify(line)
+    except ArithmeticError as error:
+        return [f"its numbers cannot be computed with: {error}"]
 
 
 def _pictures(files: list[str], *, size: tuple[int, int], max_pixels: int) -> dict[str, Picture]:
@@ -148,7 +163,7 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
     except FvitError as error:
         return [f"its copies cannot be drawn here: {error}"]
     found = vit.recount(picture, terms, copies=said.copies)
-    weaker = []
+    weaker = [*_misnamed(said, found)]
     if not said.class_.abstained and (
         found.class_.index != said.class_.index or found.class_.radius_l2 < said.class_.radius_l2
     ):
@@ -164,6 +179,15 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
                 f"the top {one.k} tokens at {recorded} are recorded, the copies give "
                 f"{len(set(one.tokens) & set(other.tokens))} of them and {here} here"
             )
+        here_each = dict(zip(other.tokens, other.token_radii, strict=True))
+        each = zip(one.tokens, one.token_radii, strict=True)
+        if short := sum(radius > here_each.get(token, 0.0) for token, radius in each):
+            weaker.append(
+                f"{short} of the top {one.k} tokens are recorded to stay further than the copies give here"
+            )
+        curves = zip(one.curve, other.curve, strict=True)
+        if short := sum(radius > now for (_, radius), (_, now) in curves):
+            weaker.append(f"{short} of radius_by_beta at k = {one.k} are larger than the copies give here")
         pairs = zip(one.map_radii or (), other.map_radii or (), strict=True)
         # Above 0 a token is in, below 0 it is out: it is to reach as far on the same side.
         if short := sum(abs(radius) > (now if radius > 0 else -now) for radius, now in pairs if radius):
@@ -174,6 +198,15 @@ def _compared(vit: FaithfulViT, record: dict[str, Any], pictures: dict[str, Pict
     if said.decision is not None and found.decision != said.decision:
         weaker.append(f"'{said.decision.answer}' is recorded, the copies are {_answer(found)} here")
     return weaker
+
+
+def _misnamed(said: Certificate, found: Certificate) -> Iterator[str]:
+    """What no count tells: what the bundle calls a class, and how its tokens lie."""
+    if said.class_.index == found.class_.index and said.class_.label != found.class_.label:
+        yield f"class {said.class_.index} is '{found.class_.label}' in this bundle, not '{said.class_.label}'"
+    if said.attention.grid != found.attention.grid:
+        rows, columns = found.attention.grid
+        yield f"this bundle's tokens lie on a grid of {rows}×{columns}"
 
 
 def _asked(vit: FaithfulViT, terms: Terms) -> Terms:

@@ -51,6 +51,12 @@ def test_lost_tokens_is_right_where_floating_point_misleads(k: int, beta: float,
     assert lost_tokens(k, beta=beta) == k0
 
 
+@pytest.mark.parametrize(("beta", "k0"), [(0.8000001, 2), (0.800000000001, 2), (0.7999999, 3), (0.8, 3)])
+def test_a_beta_that_is_no_fraction_of_small_numbers_is_what_its_digits_say(beta: float, k0: int) -> None:
+    """8.000001 of ten tokens are nine."""
+    assert lost_tokens(10, beta=beta) == k0
+
+
 @pytest.mark.parametrize(("k", "beta"), [(0, 0.5), (3, 0.0), (3, 1.01), (3, -1.0), (3, math.nan)])
 def test_lost_tokens_refuses_what_means_nothing(k: int, beta: float) -> None:
     with pytest.raises(ValueError, match="k =|beta"):

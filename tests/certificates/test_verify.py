@@ -112,6 +112,9 @@ ALTERATIONS: dict[str, Callable[[Record], None]] = {
     "a class with no copies": put("class.counts.77", 0),
     "a class that is no number": put("class.counts.three", 5),
     "a class with a sign": put("class.counts.-1", 5),
+    "a class in other digits": several(
+        put("class.counts.3", lambda x: x - 5), put("class.counts.3\N{ARABIC-INDIC DIGIT TWO}", 5)
+    ),
     "count and bound together": several(put("class.counts.3", lambda x: x + 5), put("class.p_lower", more)),
     "p_lower": put("class.p_lower", more),
     "p_lower and radius": several(put("class.p_lower", 0.95), put("class.radius_l2", 0.41121340673786804)),
@@ -129,6 +132,8 @@ ALTERATIONS: dict[str, Callable[[Record], None]] = {
     "k": put("attention.k", 9),
     "beta": put("attention.beta", 0.7),
     "beta below the smallest": put("attention.beta", 0.1),
+    "beta, in the seventh digit": put("attention.beta", 0.8000001),
+    "beta, in the last digits": put("attention.beta", 0.8 + 1e-15),
     "aggregate": put("attention.aggregate", "mean"),
     "a vote": put("attention.votes.0", lambda x: x - 1),
     "votes moved": several(
@@ -220,6 +225,35 @@ def test_an_altered_record_is_found(make: Make, name: str) -> None:
     found = verify(record)
     assert found
     assert all(isinstance(each, str) and "\n" not in each and len(each) < 1000 for each in found)
+
+
+@pytest.mark.parametrize("part", ["class", "attention"])
+def test_nothing_follows_and_so_little_is_claimed_is_found(make: Make, part: str) -> None:
+    record = json.loads(json.dumps(make(copies=8, radius=0.1).to_dict()))
+    assert verify(record) == []
+    assert record["class"]["abstained"] and record["attention"]["abstained"]
+    tiny = 2e-10 * record["sigma"]
+    record[part] |= {"radius_l2": tiny, "abstained": False}
+    if part == "class":
+        record[part]["radius_linf"] = tiny / math.sqrt(3 * math.prod(record["size"]))
+    else:
+        record[part]["radius_by_beta"] = [[beta, tiny] for beta, _ in record[part]["radius_by_beta"]]
+        record[part]["token_radii"] = [tiny for _ in record[part]["token_radii"]]
+        record["faithful"] |= {"radius_l2": tiny, "divergence": (tiny / record["sigma"]) ** 2}
+    assert any(f"{part}.radius_l2 is" in each for each in verify(record))
+
+
+def test_sizes_that_cannot_be_of_the_same_copies_are_found(make: Make) -> None:
+    """Of three, the two that are not the main one are compared too."""
+    record = json.loads(json.dumps(make(n=300, k=[30, 5, 10]).to_dict()))
+    assert verify(record) == []
+    votes = record["explanations"][1]["votes"]
+    last = record["explanations"][2]["votes"].index(min(record["explanations"][2]["votes"]))
+    first = votes.index(max(votes))
+    more = record["explanations"][2]["votes"][last] + 1 - votes[last]
+    votes[last] += more
+    votes[first] -= more
+    assert any("fewer votes in the larger explanation of k = 10" in each for each in verify(record))
 
 
 def test_every_field_is_missed_and_no_kind_of_value_ends_in_a_traceback(make: Make) -> None:

@@ -108,6 +108,48 @@ def test_what_copies_drawn_again_do_not_support_is_said(
     assert said[4] == "its image is not among those given"
 
 
+def test_every_claim_is_compared_with_the_copies_drawn_again(
+    verify: Callable[..., Ended], samples: list[Path], again: list[object], vit: fvit.FaithfulViT
+) -> None:
+    """Votes taken from the strongest rivals and given to those behind them."""
+    picture = vit.read(samples[0])
+    terms = vit.terms(n=400, alpha=0.1, seed=1, beta=0.3)
+    tally = vit.tallied(picture, terms, copies=400)
+    honest, votes = vit.recount(picture, terms, copies=400), tally.votes[0]
+    ranked = np.argsort(-votes, kind="stable")
+    moved = votes[ranked[10:20]] // 2
+    votes[ranked[10:20]] -= moved
+    votes[ranked[-40:]] += np.bincount(np.arange(moved.sum()) % 40, minlength=40)
+    forged = Certificate.of(
+        tally, terms, image=picture.name, sha256=picture.sha256, pixels_sha256=picture.pixels_sha256,
+        labels=vit.bundle.manifest.labels, grid=honest.attention.grid, engine=vit.engine,
+        bundle=vit.bundle.digest, seconds=1.0,
+    )  # fmt: skip
+    renamed = honest.to_dict()
+    renamed["class"]["label"] = "cat"
+    turned = honest.to_dict()
+    turned["attention"]["grid"] = [4, 16]
+    lines = [honest.to_dict(), forged.to_dict(), renamed, turned]
+    assert rows(verify(lines)) == ["follows"] * 4
+    said = rows(verify(lines, *again))
+    assert said[0] == "follows"
+    assert "of the top 10 tokens are recorded to stay further than the copies give here" in said[1]
+    assert "of radius_by_beta at k = 10 are larger than the copies give here" in said[1]
+    assert "in this bundle, not 'cat'" in said[2]
+    assert said[3] == "this bundle's tokens lie on a grid of 8×8"
+
+
+def test_a_field_that_is_there_twice_makes_no_record(
+    verify: Callable[..., Ended], made: list[Record]
+) -> None:
+    """Whoever reads the first of two would read another claim than the one that follows."""
+    line = json.dumps(made[0])
+    twice = line.replace('"class": {', '"class": {"radius_l2": 3.0, ', 1)
+    (said, summary) = verify([twice.encode() + b"\n", made[0]]).stdout.splitlines()[::2]
+    assert said == "line 1: has a field twice"
+    assert summary.startswith("1 of 2 records")
+
+
 def made_of(vit: fvit.FaithfulViT, terms: dict[str, Any], *, tokens: int = 64) -> Record:
     """A record that follows, of copies that nobody drew."""
     asked: dict[str, Any] = {
