@@ -20,8 +20,9 @@ from fvit.certificates.terms import Terms
 from fvit.cluster.connecting import LOCAL, check_address, connected, ray_module
 from fvit.cluster.crew import Crew, Job, Member, Needs, told
 from fvit.cluster.travel import identity
-from fvit.cluster.worker import PNG, Drawn, Setting, code
+from fvit.cluster.worker import PNG, Drawn, Setting
 from fvit.errors import FvitError
+from fvit.runtime.batching import code
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.certifier import Certified
 from fvit.runtime.faithful import at_once, drawn_seed

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
 
-import fvit
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.cluster.travel import Identity, Packed, at_hand, unpacked
 from fvit.errors import FvitError
+from fvit.runtime.batching import code
 from fvit.runtime.certifier import draw
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import Picture
@@ -43,16 +41,6 @@ class Setting:
     cores: int | None
     version: str
     code: str
-
-
-@cache
-def code() -> str:
-    """Stands for every line of this fvit: two checkouts may have one version."""
-    root = Path(fvit.__file__).parent
-    digest = hashlib.sha256()
-    for file in sorted(file for file in root.rglob("*") if file.suffix in (".py", ".cu")):
-        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes() + b"\0")
-    return digest.hexdigest()[:8]
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,16 @@ def open_engine(
     precision: str = "fp32",
     stream: int | None = None,
     threads: int | None = None,
+    callers: int | None = None,
 ) -> Engine:
     """An engine for this ONNX graph on `device`: "cpu", "cuda:N" or "ort-tensorrt:N" for ONNX Runtime and its
     providers, "openvino".
 
     precision: what the graph is exported in. stream: address of the CUDA stream to work on; the engine's own
-    unless told. threads: CPU cores that share the rows of one run; all unless told. Raises FvitError for a
-    device that is unknown or that this installation cannot use, and for a graph that cannot be read.
+    unless told. threads: CPU cores that share the rows of one run; all unless told. callers: threads that
+    call run at once; as many as cores unless told. Raises FvitError for a device that is unknown or that this
+    installation cannot use, and for a graph that cannot be read.
     """
     if device == "openvino":
-        return OpenVinoEngine(graph, precision=precision, threads=threads)
+        return OpenVinoEngine(graph, precision=precision, threads=threads, callers=callers)
     return OnnxRuntimeEngine(graph, device=device, precision=precision, stream=stream, threads=threads)

@@ -85,7 +85,10 @@ def fvit_evaluate(
         typer.Option(help="Seed of the noise, for data announced beforehand; from entropy unless told."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(help="Copies that a CPU core or a GPU takes at once: 4 or 64 unless told.")
+        int | None,
+        typer.Option(
+            help="Copies that a CPU core or a GPU takes at once: 4 (by OpenVINO 8) or 64 unless told."
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="As for fvit-certify.")] = "cpu",
     quiet: Annotated[bool, typer.Option("--quiet", help="Say only what goes wrong.")] = False,

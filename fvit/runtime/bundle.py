@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -201,6 +202,16 @@ def check_graphs(bundle: Bundle, *, denoiser: Engine, classifier: Engine) -> Non
         inputs=images,
         outputs={"logits": (len(manifest.labels),), "attribution": (manifest.tokens,)},
     )
+
+
+def check_precision(bundle: Bundle) -> None:
+    """Raise FvitError where a manifest says int8 and no layer of the graphs is, or the other way about."""
+    said = bundle.manifest.precision
+    if (said == "int8") != any(map(_quantised, (bundle.denoiser, bundle.classifier))):
+        raise FvitError(
+            f"{bundle.folder / MANIFEST}: precision is {said}, but {'no' if said == 'int8' else 'a'} layer "
+            "of the graphs is in int8: export the bundle again"
+        )
 
 
 @contextmanager
@@ -423,6 +434,12 @@ def _sha256(path: Path, there: int, name: str) -> str:
             f"{path / name} cannot be read ({error.strerror}): export the bundle again"
         ) from error
     return digest.hexdigest()
+
+
+def _quantised(graph: Path) -> bool:
+    """Whether any node of a graph quantises: what it is called stands in the file as it is."""
+    with graph.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        return whole.find(b"QuantizeLinear") >= 0
 
 
 def _check_graph(

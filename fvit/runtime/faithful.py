@@ -382,8 +382,8 @@ class FaithfulViT:
         with the number of copies counted since its last call.
         """
 
-        if seconds is not None and not seconds >= 0:
-            raise FvitError(f"seconds = {seconds:g}: give the time that a certificate may take")
+        if seconds is not None and not (isinstance(seconds, int | float | np.number) and seconds >= 0):
+            raise FvitError(f"seconds = {seconds}: give the time that a certificate may take")
         if terms.seed is None:
             terms = replace(terms, seed=drawn_seed())
 

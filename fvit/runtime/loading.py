@@ -19,8 +19,8 @@ from fvit.engines.base import Engine
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
-from fvit.runtime.batching import fastest_batch, remembered, time_of_copy
-from fvit.runtime.bundle import Bundle, check_graphs, open_bundle
+from fvit.runtime.batching import code, fastest_batch, remembered, time_of_copy
+from fvit.runtime.bundle import Bundle, check_graphs, check_precision, open_bundle
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.gpu.kernels import cache_folder
 from fvit.runtime.host import DenoisedClassifier, HostCounter
@@ -70,9 +70,13 @@ def load(
     takes at once: 4 (by OpenVINO 8) and 64 unless told, and "auto" measures which is the fastest, once; on
     "tensorrt:N" both take the largest that has plans. cores: of a CPU, so many; all that this process may use
     unless told.
-    Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch is no number
-    from 1 on.
+    Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch or cores is
+    no number from 1 on.
     """
+    if not isinstance(device, str):
+        raise FvitError(f"device = {device}: give its name, such as cpu")
+    if cores is not None and not (isinstance(cores, int | np.integer) and cores >= 1):
+        raise FvitError(f"cores = {cores}: give a number of CPU cores from 1 on")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     passed_over: list[str] = []
     for choice in [f"{kind}:0" for kind in ON_GPU] if device == "auto" else []:
@@ -147,7 +151,7 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
             raise _Unmeasured(str(reason)) from reason
 
     versions = " ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino"))
-    key = f"{bundle.digest} {_cores(cores)} {versions}"
+    key = f"{bundle.digest} {_cores(cores)} {versions} {code()}"
     otherwise = "give --device cpu or openvino"
     try:
         found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
@@ -181,7 +185,7 @@ def _apart(bundle: Bundle, one: DenoisedClassifier, other: DenoisedClassifier) -
 def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:
     precision = bundle.manifest.precision
     engines = [
-        open_engine(graph, device=device, precision=precision, threads=1)
+        open_engine(graph, device=device, precision=precision, threads=1, callers=cores)
         for graph in (bundle.denoiser, bundle.classifier)
     ]
     pipeline = _pipeline(bundle, *engines)
@@ -190,23 +194,27 @@ def _on_cpu(bundle: Bundle, *, device: str, cores: int) -> Place:
     grain = math.lcm(*(engine.portion or 1 for engine in engines))
 
     def counters(rows: int) -> list[HostCounter]:
-        _check_memory(bundle, rows=rows, cores=cores)
-        return [HostCounter(pipeline, rows=-(-rows // grain) * grain, grain=grain) for _ in range(cores)]
+        rows = _fitting(bundle, rows=rows, cores=cores, grain=grain)
+        return [HostCounter(pipeline, rows=rows, grain=grain) for _ in range(cores)]
 
     return Place(_cores(cores), pipeline, counters, ON_CORE)
 
 
-def _check_memory(bundle: Bundle, *, rows: int, cores: int) -> None:
-    """Raise OutOfMemory where so many rows on each core do not fit in what is free now."""
+def _fitting(bundle: Bundle, *, rows: int, cores: int, grain: int) -> int:
+    """So many rows on each core, made up to whole grains; raises OutOfMemory where they do not fit in what is
+    free now."""
+    whole = -(-rows // grain) * grain
     sizes = (bundle.manifest.image_size, bundle.manifest.classifier_size)
     copy, image = (3 * math.prod(size) for size in sizes)
     a_row = cores * (BYTES_OF_COPY * copy + BYTES_OF_IMAGE * image)
     free = _free_memory()
-    if rows * a_row > free:
+    if whole * a_row > free:
+        most = int(free // a_row) // grain * grain
         raise OutOfMemory(
-            f"batch = {rows}: so many copies on each of {cores} cores take {rows * a_row / 1e9:,.1f} GB, and "
-            f"{free / 1e9:,.1f} GB are free: use at most {max(1, int(free // a_row))}"
+            f"batch = {rows}: so many copies on each of {cores} cores take {whole * a_row / 1e9:,.1f} GB, "
+            f"and {free / 1e9:,.1f} GB are free: use {f'at most {most}' if most else 'fewer cores'}"
         )
+    return whole
 
 
 def _free_memory() -> float:
@@ -259,7 +267,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
 
 def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
     """The batch measured to be the fastest here, or what was found earlier."""
-    key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware}"
+    key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware} {code()}"
     return remembered(
         cache_folder() / "batches.json", key,
         lambda: fastest_batch(lambda rows: _seconds(bundle, place, rows)), otherwise="give --batch a number",
@@ -294,6 +302,7 @@ def _level(bundle: Bundle) -> float:
 
 def _pipeline(bundle: Bundle, denoiser: Engine, classifier: Engine) -> DenoisedClassifier:
     check_graphs(bundle, denoiser=denoiser, classifier=classifier)
+    check_precision(bundle)
     manifest = bundle.manifest
     return DenoisedClassifier(
         denoiser, classifier, schedule=manifest.schedule, image_size=manifest.image_size

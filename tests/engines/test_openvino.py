@@ -10,6 +10,7 @@ import fvit
 from fvit.engines import openvino
 from fvit.engines.base import Engine
 from fvit.engines.opening import open_engine
+from fvit.engines.openvino import OpenVinoEngine
 from fvit.errors import FvitError
 from fvit.runtime.bundle import CLASSIFIER
 
@@ -50,7 +51,7 @@ def test_a_copys_result_is_the_same_to_the_bit_in_every_batch(size: int, classif
 def test_threads_may_share_an_engine_and_compute_the_same_to_the_bit_in_a_graph_each_or_in_one(
     classifier: Engine, demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino, "SMALL", 0)
+    monkeypatch.setattr(openvino, "OWN", 0)
     sharing = open_engine(demo_bundle / CLASSIFIER, device="openvino", threads=1)
     batches = [_images(count) for count in range(5, 20)]
     for engine in (sharing, classifier):
@@ -64,15 +65,45 @@ def test_threads_may_share_an_engine_and_compute_the_same_to_the_bit_in_a_graph_
 def test_a_certificate_is_the_same_in_every_batch_and_company_and_says_its_engine(
     demo_bundle: Path, samples: list[Path]
 ) -> None:
-    with fvit.load(demo_bundle, device="openvino", batch=1) as vit:
+    with fvit.load(demo_bundle, device="openvino") as vit:
+        fewest = vit.rows
         alone = vit.certify(samples[0], n=60, alpha=0.1, seed=3)
         assert vit.engine["name"] == "openvino" and vit.engine["precision"] in ("fp32", "bf16")
-    with fvit.load(demo_bundle, device="openvino", batch=7) as vit, ThreadPoolExecutor(4) as pool:
+    with fvit.load(demo_bundle, device="openvino", batch=17) as vit, ThreadPoolExecutor(4) as pool:
+        assert vit.rows == 3 * fewest
         certified = pool.map(lambda image: vit.certify(image, n=60, alpha=0.1, seed=3), samples[:4])
         together = next(iter(certified))
     one, other = (each.to_dict() | {"seconds": None} for each in (alone, together))
     assert one == other
     assert one["engine"] == vit.engine | {"device": "openvino"}
+
+
+def test_where_no_further_graph_can_be_compiled_callers_wait_for_those_there_are(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = OpenVinoEngine(demo_bundle / CLASSIFIER, precision="fp32", threads=1, callers=4)
+
+    def without_memory() -> None:
+        raise RuntimeError("bad allocation\nsecond line")
+
+    monkeypatch.setattr(engine, "_compile", without_memory)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: engine.run({"images": _images(8)})["logits"], range(8)))
+    assert all(np.array_equal(each, found[0]) for each in found)
+
+
+def test_what_openvino_cannot_compute_is_one_line(classifier: Engine) -> None:
+    with pytest.raises(FvitError, match=r"^OpenVINO: .*$"):
+        classifier.run({"images": np.zeros((8, 3, 32, 32), np.float32)})
+
+
+def test_a_large_graph_takes_fewer_rows_whoever_calls(
+    demo_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "SMALL", 1e6)
+    for callers in (1, 3):
+        engine = OpenVinoEngine(demo_bundle / CLASSIFIER, precision="fp32", threads=1, callers=callers)
+        assert engine.portion == 2
 
 
 def test_a_graph_that_is_none_is_one_line(tmp_path: Path) -> None:

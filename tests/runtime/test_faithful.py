@@ -8,7 +8,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -250,8 +250,9 @@ def test_a_picture_of_another_size_is_refused(vit: fvit.FaithfulViT, samples: li
 def test_a_refinement_may_end_with_time(vit: fvit.FaithfulViT, samples: list[Path]) -> None:
     (only,) = vit.refine(samples[0], seconds=1e-9, seed=2)
     assert only.copies == 24
-    with pytest.raises(fvit.FvitError, match="seconds = nan"):
-        vit.refine(samples[0], seconds=float("nan"))
+    for wrong in (float("nan"), -1.0, "x"):
+        with pytest.raises(fvit.FvitError, match=f"seconds = {wrong}: give the time"):
+            vit.refine(samples[0], seconds=cast(float, wrong))
 
 
 def test_a_closed_model_says_so_and_finishes_what_was_open(demo_bundle: Path, samples: list[Path]) -> None:

@@ -1,6 +1,8 @@
 import importlib.util
+import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import fvit
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.runtime import batching, loading
+from fvit.runtime.bundle import MANIFEST
 from fvit.runtime.host import DenoisedClassifier, Floats
 
 
@@ -121,6 +124,31 @@ def test_a_device_that_is_none_is_refused_with_those_that_are(demo_bundle: Path,
 def test_a_batch_that_is_none_is_refused(demo_bundle: Path, batch: Any) -> None:
     with pytest.raises(FvitError, match=r"batch = .*: give a number of copies from 1 on, or auto"):
         fvit.load(demo_bundle, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [({"cores": each}, r"^cores = .*: give a number of CPU cores from 1 on$") for each in (0, -1, 2.5, "x")]
+    + [({"device": each}, r"^device = .*: give its name, such as cpu$") for each in (None, 7)],
+)
+def test_cores_and_devices_that_are_none_are_refused(
+    demo_bundle: Path, asked: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FvitError, match=message):
+        fvit.load(demo_bundle, **asked)
+
+
+@pytest.mark.parametrize(("precision", "said"), [("int8", "no layer"), ("fp32", "a layer")])
+def test_graphs_in_another_precision_than_the_manifest_says_are_refused(
+    precision: str, said: str, demo_bundle: Path, int8_bundle: Path, tmp_path: Path
+) -> None:
+    """Records repeat what it says."""
+    forged = tmp_path / "forged"
+    shutil.copytree(demo_bundle if precision == "int8" else int8_bundle, forged)
+    fields = json.loads((forged / MANIFEST).read_text())
+    (forged / MANIFEST).write_text(json.dumps(fields | {"precision": precision}))
+    with pytest.raises(FvitError, match=f"precision is {precision}, but {said} of the graphs is in int8"):
+        fvit.load(forged)
 
 
 def test_a_batch_that_memory_does_not_hold_is_refused_with_what_it_does(
