@@ -519,7 +519,8 @@ def markdown(result: dict[str, Any]) -> str:
         lines.append(f"| {alpha:g} | " + " | ".join(map(said, rows.values())) + " |")
     lines += [
         "",
-        f"Means of 8 tokens, at most 200 copies, α = {ALPHAS[0]:g}; false claims: "
+        f"Means of 8 tokens in {result['means']['certificate']['runs']:,} worlds, at most 200 copies, "
+        f"α = {ALPHAS[0]:g}; false claims: "
         + ", ".join(f"{name}s {said(rate)}" for name, rate in result["means"].items())
         + ".",
     ]

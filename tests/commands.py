@@ -16,6 +16,9 @@ from unittest import mock
 
 from fvit import commands
 
+WAITS = 120
+"""Seconds on the wall after which what is waited for never comes: many, because machines are shared."""
+
 
 @dataclass(frozen=True)
 class Ended:

@@ -57,7 +57,7 @@ class Engine(ABC):
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     portion: int | None = None
-    """Rows that a CPU core computes at a time, to which fewer are filled up; None where it takes any batch."""
+    """Rows that a CPU core computes at a time, fewer being filled up; None where it takes any number."""
     capturable = False
     """Whether a bound call only puts work on the stream, so that a CUDA graph can hold it."""
 

@@ -13,8 +13,8 @@ import pytest
 
 from fvit.runtime.journal import LOCK, NAME
 from tests.cluster.conftest import IMAGES, Nodes, locally, records
-from tests.commands import Ended, ended, started
-from tests.fuzz.trying import HANGS, LONG
+from tests.commands import WAITS, Ended, ended, started
+from tests.fuzz.trying import LONG
 
 TERMS = ("--n", "4000", "--alpha", "0.1", "--seed", "3", "--no-pictures")
 KINDS = ("worker", "node", "command")
@@ -42,7 +42,7 @@ def pause(process: "subprocess.Popen[str]", seconds: float) -> None:
 
 def until_records(process: "subprocess.Popen[str]", out: Path, count: int) -> None:
     """Wait until so many are written, or the process has ended."""
-    end = time.monotonic() + 4 * HANGS
+    end = time.monotonic() + WAITS
     while process.poll() is None and lines(out) < count:
         assert time.monotonic() < end, f"hangs at {lines(out)} records"
         pause(process, 0.05)
@@ -54,7 +54,7 @@ def lines(out: Path) -> int:
 
 
 def finished(process: "subprocess.Popen[str]") -> Ended:
-    pause(process, 4 * HANGS)
+    pause(process, WAITS)
     assert process.poll() is not None, "hangs"
     return ended(process)
 
