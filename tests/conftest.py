@@ -77,3 +77,11 @@ def photo(tmp_path: Path) -> Iterator[Path]:
     file = tmp_path / "photo.png"
     Image.fromarray(pixels).save(file)
     yield file
+
+
+LONGEST = "test_two_minutes_on_the_embedded_data_make_a_student_that_denoises"
+"""It begins first, so that no process of pytest's waits for it in the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.originalname != LONGEST if isinstance(item, pytest.Function) else True)

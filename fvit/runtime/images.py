@@ -6,15 +6,17 @@ import hashlib
 import io
 import os
 import stat
+import struct
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from fvit.errors import FvitError
 
@@ -38,10 +40,41 @@ MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YC
 """Pillow's modes of 8-bit values that have one meaning as RGB."""
 
 MAX_PIXELS = 32_000_000
-"""Reading takes 11 bytes a pixel, and 19 of a WebP file: so that it stays below 650 MB."""
+"""Reading takes 9 bytes a pixel of most files, and 20 of WebP and of 16 bits in one strip or row: so that it
+stays below 750 MB whatever else is in a file."""
 
 BYTES_A_PIXEL = 16
-"""A file that is larger than so many times the pixels allowed is not read to its end for a hash."""
+"""A file that is larger than so many times the pixels allowed is not read to its end for a hash; nor are more
+bytes read for the pixels of one."""
+
+WEBP_BYTES_A_PIXEL = 3
+"""The same of WebP, a file of which is in memory twice while its pixels are: no photograph has more."""
+
+METADATA = 8 << 20
+"""Bytes of a file besides its pixels that are read. Pillow's objects of them may be 30 times as large."""
+
+A_READ = 256
+"""A read counts as so many bytes at least: Pillow would go through tiny parts for minutes."""
+
+LAYOUT = frozenset({256, 257, 259, 277, 278, 284, 322, 323})
+"""TIFF's tags of an image's size, compression, samples, strips, planes and tiles."""
+
+WHOLE_NUMBERS = (3, 4, 16)
+"""TIFF's types of them."""
+
+REMEMBERING = ("lzma", "zstd")
+"""TIFF's compressions that may hold all that they decode a second time."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
 
 SPECIAL = {
     stat.S_IFDIR: "a folder",
@@ -59,7 +92,7 @@ class Picture:
     pixels: uint8 [3,H,W] of the bundle's size, resized and rounded where it was not; name: the path as
     given, "image" or "array"; sha256: of the file's bytes, or pixels_sha256 where there is no file;
     pixels_sha256: of the pixels as H×W×3 bytes; resized_from: (rows, columns) where the size was changed;
-    frames: how many the file holds where it is animated, of which the first is read.
+    animated: whether the file holds more frames than the one that is read.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,7 +100,7 @@ class Picture:
     sha256: str
     pixels_sha256: str
     resized_from: tuple[int, int] | None
-    frames: int = 1
+    animated: bool = False
 
 
 def read_image(image: ImageLike, *, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -77,20 +110,20 @@ def read_image(image: ImageLike, *, size: tuple[int, int], max_pixels: int = MAX
     repeated, palettes are looked up, transparency is laid on white, 16-bit grey PNG is divided by 257. Of an
     animated file the first frame is read, of a PIL image the one that it stands at. Another size is scaled
     bicubically to cover `size`, cut at the centre and rounded to 8 bits once.
-    Raises FvitError where it is no regular file or readable image, is empty or has more than max_pixels, or
-    cannot be brought to 8-bit RGB without a guess at what its values mean.
+    Raises FvitError where it is no regular file or readable image, is empty, has more than max_pixels or
+    much besides them, or cannot be brought to 8-bit RGB without a guess at what its values mean.
     """
     if isinstance(image, np.ndarray):
-        name, digest, frames = "array", None, 1
+        name, digest, animated = "array", None, False
         planes = _planes_of_array(np.asarray(image), max_pixels=max_pixels)
     elif isinstance(image, Image.Image):
         name, digest = "image", None
         with _as_ours("the PIL image"):
-            frames, planes = _planes(image, "the PIL image", max_pixels=max_pixels)
+            animated, planes = _planes(image, "the PIL image", max_pixels=max_pixels)
     else:
         name = _path(image)
-        frames, planes, digest = _planes_of_file(name, max_pixels=max_pixels)
-    return _picture(planes, size=size, name=name, digest=digest, frames=frames)
+        animated, planes, digest = _planes_of_file(name, max_pixels=max_pixels)
+    return _picture(planes, size=size, name=name, digest=digest, animated=animated)
 
 
 def read_encoded(data: bytes, *, size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> Picture:
@@ -99,21 +132,20 @@ def read_encoded(data: bytes, *, size: tuple[int, int], max_pixels: int = MAX_PI
     Nothing touches a disk. Raises FvitError as read_image does.
     """
     with _as_ours("the image"):
-        opened = Image.open(io.BytesIO(data), formats=list(FORMATS))
-        frames, planes = _planes(opened, "the image", max_pixels=max_pixels)
+        animated, planes = _planes(io.BytesIO(data), "the image", max_pixels=max_pixels)
     digest = hashlib.sha256(data).hexdigest()
-    return _picture(planes, size=size, name="image", digest=digest, frames=frames)
+    return _picture(planes, size=size, name="image", digest=digest, animated=animated)
 
 
 def _picture(
-    planes: list[Image.Image], *, size: tuple[int, int], name: str, digest: str | None, frames: int
+    planes: list[Image.Image], *, size: tuple[int, int], name: str, digest: str | None, animated: bool
 ) -> Picture:
     shape = (planes[0].height, planes[0].width)
     if shape != size:
         planes = [ImageOps.fit(plane.convert("F"), size[::-1], Image.Resampling.BICUBIC) for plane in planes]
     pixels = np.stack([_eight_bits(np.asarray(plane)) for plane in planes])
     own = hashlib.sha256(pixels.transpose(1, 2, 0).tobytes()).hexdigest()
-    return Picture(pixels, name, digest or own, own, shape if shape != size else None, frames)
+    return Picture(pixels, name, digest or own, own, shape if shape != size else None, animated)
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -132,8 +164,8 @@ def _path(image: Any) -> str:
     return name
 
 
-def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Image], str]:
-    """Number of frames, 8-bit planes, SHA-256 of the bytes."""
+def _planes_of_file(name: str, *, max_pixels: int) -> tuple[bool, list[Image.Image], str]:
+    """Whether there are more frames, 8-bit planes, SHA-256 of the bytes."""
     try:
         with open(name, "rb", opener=_without_waiting) as file:
             status = os.fstat(file.fileno())
@@ -145,9 +177,9 @@ def _planes_of_file(name: str, *, max_pixels: int) -> tuple[int, list[Image.Imag
                     "make it smaller, or allow more with --max-pixels"
                 )
             with _as_ours(name):
-                frames, planes = _planes(Image.open(file, formats=list(FORMATS)), name, max_pixels=max_pixels)
+                animated, planes = _planes(file, name, max_pixels=max_pixels)
             file.seek(0)
-            return frames, planes, _sha256(file)
+            return animated, planes, _sha256(file)
     except (OSError, ValueError) as error:
         raise FvitError(f"{name} cannot be read: {reason_of(error)}") from error
 
@@ -182,10 +214,63 @@ def _planes_of_array(array: NDArray[Any], *, max_pixels: int) -> list[Image.Imag
     return [Image.fromarray((plane.astype(np.float64) * 255).astype(np.float32)) for plane in array]
 
 
-def _planes(image: Image.Image, name: str, *, max_pixels: int) -> tuple[int, list[Image.Image]]:
-    """Number of frames, and the upright image's three 8-bit planes."""
+class _Source:
+    """A file as Pillow reads it, which says how much of it may be read, and how much at once."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self.allow(0)
+
+    def allow(self, size: int, *, at_once: int = sys.maxsize) -> None:
+        self._left, self._at_once = size, at_once
+
+    def read(self, size: int = -1) -> bytes:
+        """Raises FvitError where it is more than is allowed."""
+        wanted = self._left + 1 if size < 0 else min(size, self._left + 1)
+        data = self._file.read(min(wanted, self._at_once))
+        self._left -= max(len(data), A_READ)
+        if self._left < 0:
+            raise _too_much(self._name)
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _too_much(name: str) -> FvitError:
+    return FvitError(f"{name} holds too much besides its pixels: save it without its metadata")
+
+
+def _planes(image: Image.Image | BinaryIO, name: str, *, max_pixels: int) -> tuple[bool, list[Image.Image]]:
+    """Whether there are more frames, and the upright image's three 8-bit planes."""
+    # No other frame holds what is opened here, so that it leaves the memory as soon as it is converted.
+    if isinstance(image, Image.Image):
+        animated = _checked(image, name, max_pixels=max_pixels)
+        image.load()
+    else:
+        animated, image = _decoded(image, name, max_pixels=max_pixels)
+    deep = image.mode == "I;16"
+    # Not by ImageOps, which writes all metadata anew; a TIFF file's image was turned when it was decoded.
+    turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    if turn is not None:
+        image = image.transpose(turn)
+    if deep:
+        return animated, [_grey_of_sixteen_bits(image)] * 3
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        opaque = Image.new("RGB", image.size, "white")
+        opaque.paste(image, mask=image.getchannel("A"))
+        image = opaque
+    if image.mode in ("1", "L"):
+        return animated, [image.convert("L")] * 3
+    if image.mode != "RGB":
+        image = image.convert("RGB")
+    return animated, list(image.split())
+
+
+def _checked(image: Image.Image, name: str, *, max_pixels: int) -> bool:
+    """Whether there are more frames; raises FvitError of an image that need not be decoded."""
     _check_size(image.height, image.width, name, max_pixels=max_pixels)
-    frames = getattr(image, "n_frames", 1)
     # Grey of 16 bits that was made by conversion, and has no format, may use any part of its range.
     deep = image.mode == "I;16" and image.format == "PNG"
     if not deep and image.mode not in MODES:
@@ -193,18 +278,84 @@ def _planes(image: Image.Image, name: str, *, max_pixels: int) -> tuple[int, lis
             f"{name} holds values of Pillow's mode {image.mode}, whose black and white are not known: "
             "scale it to 8-bit grey or RGB first"
         )
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if deep:
-        return frames, [_grey_of_sixteen_bits(image)] * 3
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        opaque = Image.new("RGB", image.size, "white")
-        opaque.paste(image, mask=image.getchannel("A"))
-        image = opaque
-    if image.mode in ("1", "L"):
-        return frames, [image.convert("L")] * 3
-    return frames, list(image.convert("RGB").split())
+    # To count the frames Pillow would go through all of them.
+    return bool(getattr(image, "is_animated", False))
+
+
+def _decoded(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[bool, Image.Image]:
+    """Whether there are more frames, and the first one in memory."""
+    source = _Source(stream, name)
+    # What Pillow reads to open a file is metadata; of WebP it is everything.
+    source.allow(METADATA)
+    if source.read(12)[8:] == b"WEBP":
+        source.allow(METADATA + WEBP_BYTES_A_PIXEL * max_pixels)
+    image = Image.open(cast(BinaryIO, source), formats=list(FORMATS))
+    # A GIF's second frame is found behind the first, whose bytes are read in small parts.
+    area = min(image.width * image.height, max_pixels)
+    source.allow(METADATA + 4 * area)
+    animated = _checked(image, name, max_pixels=max_pixels)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff(image, name, source, max_pixels=max_pixels)
+    _check_metadata(image, name)
+
+    # A row that is not compressed is decoded when it is there, and Pillow would copy it for every 64 KiB.
+    if any(tile[0] == "raw" for tile in image.tile):
+        image.decodermaxblock = max(image.decodermaxblock, 8 * image.width)
+    # BMP and PPM are pixels to their end, of which Pillow may read one at a time.
+    endless = image.format in ("BMP", "PPM")
+    limit = sys.maxsize if endless else METADATA + BYTES_A_PIXEL * area
+    source.allow(limit, at_once=image.decodermaxblock)
+    _load(image, source)
+    _check_metadata(image, name)
+    return animated, image
+
+
+def _load(image: ImageFile.ImageFile, source: _Source) -> None:
+    """Decodes the pixels, and then allows for what is behind them."""
+
+    def load_end() -> None:
+        source.allow(METADATA // 2)  # of which Pillow makes the largest objects
+        type(image).load_end(image)
+
+    image.load_end = load_end  # type: ignore[method-assign]
+    try:
+        image.load()
+    finally:
+        del image.load_end  # by which the image refers to itself, and would stay in memory
+
+
+def _check_metadata(image: Image.Image, name: str) -> None:
+    """Raises FvitError of too much that was compressed, or came with the whole of a WebP file."""
+    if sum(len(value) for value in image.info.values() if isinstance(value, str | bytes)) > METADATA:
+        raise _too_much(name)
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str, file: _Source, *, max_pixels: int) -> None:
+    """Raises FvitError of a tile or strip that takes much memory: each is decoded whole, a tile however
+    small its image."""
+    tags = image.tag_v2
+    for tag, kind, count in _directory(file, tags.offset):
+        # Where Pillow passes over a number, libtiff may take it, and the image be another than Pillow says.
+        if tag in LAYOUT and (kind not in WHOLE_NUMBERS or count != 1):
+            raise FvitError(f"{name} is a damaged image: its tag {tag} is no whole number")
+    rows, columns = tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]
+    if TiffImagePlugin.TILEWIDTH in tags:
+        rows, columns = tags.get(TiffImagePlugin.TILELENGTH, 1), tags[TiffImagePlugin.TILEWIDTH]
+    else:
+        rows = min(rows, tags.get(TiffImagePlugin.ROWSPERSTRIP, rows))
+    most = max(MAX_PIXELS, max_pixels) // (2 if image.info.get("compression") in REMEMBERING else 1)
+    _check_size(rows, columns, f"a part of {name}", max_pixels=most)
+
+
+def _directory(file: _Source, offset: int) -> Iterator[tuple[int, int, int]]:
+    """Tags of a TIFF file, the types of their values, and how many there are, as libtiff reads them."""
+    file.seek(0)
+    head = file.read(4)
+    order = "<" if head.startswith(b"II") else ">"
+    number, entry = ("Q", "HHQ8x") if 43 in head[2:] else ("H", "HHL4x")
+    file.seek(offset)
+    (entries,) = struct.unpack(order + number, file.read(struct.calcsize(order + number)))
+    return struct.iter_unpack(order + entry, file.read(entries * struct.calcsize(order + entry)))
 
 
 def _grey_of_sixteen_bits(image: Image.Image) -> Image.Image:

@@ -164,8 +164,8 @@ class Run:
                 f"{file}: resized from {columns}×{rows} to {width}×{height}, the size that radii speak of; "
                 "so is every other of another size"
             )
-        if picture.frames > 1:
-            self.told.note(f"{file} has {picture.frames} frames: the first is certified")
+        if picture.animated:
+            self.told.note(f"{file} has more than one frame: the first is certified")
         return picture
 
     def _keep(self, done: Certified) -> None:

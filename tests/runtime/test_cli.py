@@ -159,7 +159,7 @@ def test_what_was_found_in_a_folder_is_said_and_the_good_images_are_done(
         "a-text.png is not an image",
         "b-truncated.png is a damaged image",
         "d-grey-and-small.png: resized from 90×50 to 64×64",
-        "e-moving.gif has 2 frames: the first is certified",
+        "e-moving.gif has more than one frame: the first is certified",
         "f-large.png has 300×300 pixels, more than 80,000",
         "g-pipe.png is skipped: is a pipe",
         "3 of 7 images could not be certified",
