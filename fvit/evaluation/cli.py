@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fvit import commands
+from fvit.certificates.terms import MOST_COPIES
 from fvit.errors import FvitError
 from fvit.evaluation.adversarial import STEP_COPIES
 from fvit.evaluation.evaluate import NAME, Evaluation
@@ -18,8 +19,8 @@ from fvit.evaluation.keeping import Asked, Kept, engine_of
 from fvit.evaluation.layouts import find_data
 from fvit.evaluation.tables import in_short
 from fvit.extras import require_export
+from fvit.runtime.decoding import MAX_PIXELS
 from fvit.runtime.faithful import terms_of
-from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.journal import Journal
 from fvit.runtime.loading import ON_CPU, load
 from fvit.runtime.run import Told
@@ -57,6 +58,7 @@ def fvit_evaluate(
         typer.Option(
             help="Copies of an image that lacks tokens, for the smoothed model; 0 asks the plain one alone.",
             min=0,
+            max=MOST_COPIES,
         ),
     ] = 16,
     adversarial: Annotated[
@@ -64,7 +66,8 @@ def fvit_evaluate(
         typer.Option("--adversarial", help="Attack every image too, with gradients: needs fvit[export]."),
     ] = False,
     attack_steps: Annotated[
-        int | None, typer.Option(help=f"Steps of each attack: {ATTACK_STEPS} unless told.", min=1)
+        int | None,
+        typer.Option(help=f"Steps of each attack: {ATTACK_STEPS} unless told.", min=1, max=MOST_COPIES),
     ] = None,
     classifier_weights: Annotated[
         Path | None,

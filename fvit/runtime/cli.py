@@ -19,8 +19,8 @@ from fvit.errors import FvitError
 from fvit.extras import require
 from fvit.runtime import parquet
 from fvit.runtime.certifier import Certifier, Here
+from fvit.runtime.decoding import MAX_PIXELS
 from fvit.runtime.faithful import terms_of
-from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.inputs import find_images, listed
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.labels import labels_of

@@ -20,8 +20,9 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
+from fvit.runtime.decoding import MAX_PIXELS
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import MAX_PIXELS, SPECIAL, Picture, read_image
+from fvit.runtime.images import SPECIAL, Picture, read_image
 from fvit.runtime.inputs import find_images
 from fvit.runtime.journal import NAME
 from fvit.runtime.loading import load

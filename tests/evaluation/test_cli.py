@@ -80,6 +80,7 @@ def test_bad_input_is_one_line(
         return here("evaluate", vit.bundle.folder, *arguments, *out).refusal
 
     assert "--perturbed-n 2 says nothing: give 4 copies or more, or 0" in refused(data, "--perturbed-n", "2")
+    assert "Invalid value for '--perturbed-n'" in refused(data, "--perturbed-n", "1000000001")
     assert "does not exist" in refused(tmp_path / "absent")
     assert "cannot certify" in refused(data, "--n", "3")
     assert not (tmp_path / "out").exists()

@@ -24,8 +24,8 @@ from fvit.evaluation.evaluate import NAME as TABLES
 from fvit.evaluation.keeping import NAME as MEASURES
 from fvit.evaluation.keeping import Asked, Kept, engine_of
 from fvit.evaluation.layouts import find_data
+from fvit.runtime.decoding import MAX_PIXELS
 from fvit.runtime.faithful import FaithfulViT
-from fvit.runtime.images import MAX_PIXELS
 from fvit.runtime.journal import NAME as RECORDS
 from fvit.runtime.journal import Journal
 from fvit.runtime.noise import noisy_copies, philox_key

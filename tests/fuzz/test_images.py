@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fvit.errors import FvitError
-from fvit.runtime.images import FORMATS, MODES, Picture, read_image
+from fvit.runtime.decoding import FORMATS, MODES
+from fvit.runtime.images import Picture, read_image
 from tests.fuzz.trying import promptly, tried
 
 SIZE = (16, 12)

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import GifImagePlugin, Image, ImageFile, ImageOps, TiffImagePlugin
 
 from fvit.errors import FvitError
-from fvit.runtime import images
-from fvit.runtime.images import FORMATS, MAX_PIXELS, METADATA, read_encoded, read_image
+from fvit.runtime import decoding
+from fvit.runtime.decoding import FORMATS, MAX_PIXELS, METADATA
+from fvit.runtime.images import read_encoded, read_image
 
 # Pillow's warnings reach nobody.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
@@ -535,11 +536,11 @@ def test_a_long_row_is_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow would copy all that it has of it for every 64 KiB."""
     reads = []
 
-    def read(source: Any, size: int = -1, real: Any = images._Source.read) -> bytes:
+    def read(source: Any, size: int = -1, real: Any = decoding._Source.read) -> bytes:
         reads.append(size)
         return bytes(real(source, size))
 
-    monkeypatch.setattr(images._Source, "read", read)
+    monkeypatch.setattr(decoding._Source, "read", read)
     columns = 3_000_000
     for data in (_tiff(bytes(columns), _grey(columns, 1)), b"P5 %d 1 255\n" % columns + bytes(columns)):
         reads.clear()
@@ -661,3 +662,11 @@ def test_it_is_refused_without_waiting_where_it_is_named(kind: str, tmp_path: Pa
     message = _refusal(tmp_path / "odd.png")
     assert "odd.png" in message
     assert {"a folder": "Is a directory", "a socket": "No such device"}.get(kind, kind) in message
+
+
+@pytest.mark.parametrize("head", [b"P3 3000 2000 255\n", b"P6 3000 2000 100\n"])
+def test_what_is_decoded_slowly_may_have_fewer_pixels(head: bytes, tmp_path: Path) -> None:
+    """Of text, and of values that are no bytes, Pillow decodes a million pixels a second."""
+    (tmp_path / "slow.ppm").write_bytes(head)
+    with pytest.raises(FvitError, match=r"3,000×2,000 pixels, more than 4,000,000"):
+        read_image(tmp_path / "slow.ppm", size=(64, 64))

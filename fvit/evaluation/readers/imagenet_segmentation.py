@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from fvit.errors import FvitError
 from fvit.evaluation.data import Data, Sample
 from fvit.extras import require
-from fvit.runtime.images import MAX_PIXELS, reason_of
+from fvit.runtime.decoding import MAX_PIXELS
+from fvit.runtime.images import reason_of
 from fvit.runtime.masks import BACKGROUND, OBJECT, Mask, check_shape
 
 Found = TypeVar("Found")
