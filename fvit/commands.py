@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import importlib
 import io
+import math
 import os
 import signal
 import sys
@@ -38,6 +39,13 @@ VersionOption = Annotated[
 BundleArgument = Annotated[
     str, typer.Argument(help="A bundle, made by fvit-export; demo is the embedded one, and ./demo a folder.")
 ]
+
+
+def finite(value: float) -> float:
+    """For an option: a number, which NaN and infinity are not, although no range leaves NaN out."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number")
+    return value
 
 
 class Interrupted(BaseException):

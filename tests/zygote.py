@@ -59,7 +59,7 @@ class Zygote:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.zygote", command, *modules],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=prepare,
-            cwd=Path(__file__).parents[1], env=os.environ | {"COLUMNS": "200"} | (environment or {}),
+            cwd=Path(__file__).parents[1], env={**os.environ, "COLUMNS": "200", **(environment or {})},
         )  # fmt: skip
         self.pid = self._process.pid
 

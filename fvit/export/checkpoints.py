@@ -7,7 +7,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +20,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     no mapping from names to tensors.
     """
     try:
+        if file.exists() and not file.is_file():  # a device may never end
+            raise FvitError(f"{file} is no regular file, which a checkpoint is: give one")
         if file.suffix == ".safetensors":
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -29,8 +30,11 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} holds more than tensors, so loading it could run code: refused; "
             "save its state_dict, best as .safetensors"
         ) from error
-    except (OSError, RuntimeError, SafetensorError, EOFError) as error:
-        raise FvitError(f"{file} cannot be read as a checkpoint: {str(error).splitlines()[0]}") from error
+    except FvitError:
+        raise
+    except Exception as error:  # damaged files fail in every way there is
+        said = next(iter(str(error).splitlines()), type(error).__name__)
+        raise FvitError(f"{file} cannot be read as a checkpoint: {said}") from error
     for wrapping in ("state_dict", "model", "state_dict_ema", "model_ema"):
         if isinstance(found, dict) and isinstance(found.get(wrapping), dict):
             found = found[wrapping]

@@ -29,6 +29,7 @@ from fvit.export.explanations.seen import Seen
 from fvit.export.explanations.tape import Tape
 from fvit.export.explanations.windows import unwindow
 from fvit.export.precision import halve
+from fvit.runtime.inputs import open_plain
 
 FAMILIES: dict[Any, str] = {
     VisionTransformer: "ViT, DeiT (distilled too), DINOv2 (with and without registers)",
@@ -241,7 +242,8 @@ def class_labels(model: Any, *, file: Path | None) -> tuple[str, ...]:
     """
     if file is not None:
         try:
-            labels = tuple(file.read_text(encoding="utf-8").splitlines())
+            with open_plain(str(file)) as opened:
+                labels = tuple(opened.read().decode().splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise FvitError(f"{file} cannot be read as text: {error}") from error
         if len(labels) != model.num_classes:

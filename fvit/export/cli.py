@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -279,7 +280,9 @@ def engine(
     bundle: commands.BundleArgument,
     device: Annotated[str, typer.Option(help="The GPU to build for: cuda:0 is the first.")] = "cuda:0",
     batch: Annotated[int, typer.Option(help="Copies that one run takes.", min=1)] = 64,
-    workspace: Annotated[float, typer.Option(help="GB that a layer may use while it runs.")] = 4.0,
+    workspace: Annotated[
+        float, typer.Option(help="GB that a layer may use while it runs.", min=0, callback=commands.finite)
+    ] = 4.0,
     verbose: Annotated[bool, typer.Option(help="Show the builder's log.")] = False,
 ) -> None:
     """Build TensorRT plans of a bundle for the GPU at hand, in the bundle's precision."""
@@ -293,7 +296,7 @@ def engine(
         )
     opened = open_bundle(bundle)
     kind, _, number = device.partition(":")
-    if kind != "cuda" or not number.isdecimal():
+    if kind != "cuda" or not re.fullmatch(r"\d{1,9}", number):
         raise FvitError(f"unknown device '{device}': plans are built for a GPU, such as cuda:0")
     gpu = Gpu(int(number))
     with console.status("") as status:

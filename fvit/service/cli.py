@@ -15,7 +15,7 @@ import numpy as np
 import typer
 
 from fvit import demo
-from fvit.commands import VersionOption
+from fvit.commands import VersionOption, finite
 from fvit.errors import FvitError
 from fvit.extras import require
 
@@ -54,7 +54,9 @@ def fvit_serve(
     ] = False,
     max_n: Annotated[int, typer.Option(min=1, help="Copies of one image.")] = 100_000,
     max_waiting: Annotated[int, typer.Option(min=1, help="Rows that may wait for a device.")] = 100_000,
-    max_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of one refinement.")] = 60,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="Seconds of one refinement.")
+    ] = 60,
     max_body: Annotated[int, typer.Option(min=1, help="MB of one request.")] = 16,
     max_pixels: Annotated[
         int, typer.Option(min=1, help="Pixels of one image, before it is decoded.")
@@ -116,7 +118,7 @@ def fvit_serve(
 def _batch(given: str | None) -> int | Literal["auto"] | None:
     if given == "auto":
         return "auto"
-    if given is not None and not given.isdecimal():
+    if given is not None and not re.fullmatch(r"\d{1,9}", given):
         raise FvitError(f"--batch is '{given}': give a number of copies from 1 on, or auto")
     return None if given is None else int(given)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fvit.errors import FvitError
+from fvit.runtime.inputs import open_plain
 
 LINE = re.compile(r"([A-Za-z0-9_.-]{1,64}) ([0-9a-f]{32}) ([0-9a-f]{64})")
 
@@ -23,10 +24,12 @@ def new_key(file: Path, *, name: str) -> str:
     """
     if not LINE.fullmatch(f"{name} {'0' * 32} {'0' * 64}"):
         raise FvitError(f"'{name}' is no name for a key: use up to 64 letters, digits, '_', '.' or '-'")
-    if file.exists() and name in {entry[0] for entry in _read(file)}:
-        raise FvitError(f"{file} has a key named {name}: choose another name, or take its line out first")
     key, salt = secrets.token_urlsafe(32), secrets.token_bytes(16)
     try:
+        if file.exists() and not file.is_file():  # a device forgets it
+            raise FvitError(f"{file} is no regular file, where a key can be kept: name another")
+        if file.exists() and name in {entry[0] for entry in _read(file)}:
+            raise FvitError(f"{file} has a key named {name}: choose another name, or take its line out first")
         file.touch(mode=0o600)
         with file.open("a") as opened:
             opened.write(f"{name} {salt.hex()} {_hash(salt, key)}\n")
@@ -69,7 +72,8 @@ class Keys:
 
 def _read(file: Path) -> list[tuple[str, bytes, str]]:
     try:
-        lines = file.read_text("ascii").splitlines()
+        with open_plain(str(file)) as opened:
+            lines = opened.read().decode("ascii").splitlines()
     except (OSError, ValueError) as error:
         raise FvitError(f"{file} is no file of keys: {error}") from error
     entries = []

@@ -167,5 +167,7 @@ def test_labels_are_counted(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
     with pytest.raises(FvitError, match="2 labels, but the model has 3 classes"):
         class_labels(model, file=tmp_path / "labels.txt")
+    with pytest.raises(FvitError, match="/dev/zero is a device"):
+        class_labels(model, file=Path("/dev/zero"))
     assert class_labels(model, file=None) == ("0", "1", "2")
     assert "tench" in class_labels(timm.create_model("vit_tiny_patch16_224", depth=1), file=None)[0]

@@ -156,8 +156,14 @@ def test_the_embedded_model_explains_what_it_is_asked_to_or_says_why_not(tmp_pat
 def test_plans_without_a_gpu_are_one_clear_line(demo_bundle: Path) -> None:
     done = here("export", "engine", demo_bundle)
     assert "pycuda" in last_line(done)
-    done = here("export", "engine", demo_bundle, "--device", "cpu")
-    assert "such as cuda:0" in last_line(done)
+    for device in ("cpu", "cuda:" + "9" * 5000):
+        done = here("export", "engine", demo_bundle, "--device", device)
+        assert "such as cuda:0" in last_line(done)
+
+
+@pytest.mark.parametrize("workspace", ["nan", "inf", "-1"])
+def test_a_workspace_of_no_size_is_refused(workspace: str) -> None:
+    assert "'--workspace'" in here("export", "engine", "b", "--workspace", workspace).refusal
 
 
 def test_list_names_the_families() -> None:

@@ -1,5 +1,12 @@
 import json
+import os
+import random
 import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +32,9 @@ from fvit.export.students import Shape, Student, shape_of
 from fvit.export.training import PLAN, STATE, Settings
 from fvit.runtime.bundle import open_bundle
 from fvit.runtime.schedule import Schedule
-from tests.commands import here, largest_file, last_line
+from tests.commands import WAITS, here, largest_file, last_line
 from tests.export.denoising import saved, small_unet
+from tests.zygote import Run, Zygote
 
 SHAPE = Shape(width=8, fold=4, lowest=0.12, highest=1.0)
 QUIET = Console(quiet=True)
@@ -77,6 +85,76 @@ def test_the_loss_falls_and_a_killed_training_goes_on_to_the_same_curve(tmp_path
     assert again == losses
     for name, value in student.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value)
+
+
+# Most of what the command imports, but for ONNX Runtime, which does not survive a fork.
+MODULES = (
+    "timm", "onnxscript", "accelerate", "diffusers.models.unets.unet_2d", "tests.export.every_step"
+)  # fmt: skip
+
+
+@pytest.fixture
+def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
+    started = Zygote("export", *MODULES, folder=tmp_path_factory.mktemp("streams"))
+    yield started
+    started.close()
+
+
+def work_of(out: Path) -> Path:
+    return out.with_name(f"{out.name}.training")
+
+
+def kill_when(happened: Callable[[], bool], run: Run) -> None:
+    end = time.monotonic() + WAITS
+    while not happened():
+        assert run.pause(0.005) and time.monotonic() < end, run.stderr
+    os.kill(run.process, signal.SIGKILL)
+    assert run.end() == -signal.SIGKILL
+
+
+def replaced(file: Path, times: int) -> Callable[[], bool]:
+    """Whether a file has been seen to be made or replaced so often since."""
+    seen: set[int] = set()
+
+    def enough() -> bool:
+        with suppress(FileNotFoundError):
+            seen.add(file.stat().st_mtime_ns)
+        return len(seen) > times
+
+    return enough
+
+
+def is_being_written(out: Path) -> bool:
+    return any(out.parent.glob(f".{out.name}-*"))
+
+
+def test_a_distillation_that_is_killed_at_any_point_goes_on_to_the_same_curve(
+    zygote: Zygote, folder: Path, tmp_path: Path
+) -> None:
+    """One is killed twice as it trains; it and another, which was not, as they write their bundles. What is
+    left of a bundle is in nobody's way."""
+    chance = random.Random(0)
+    broken, whole = (tmp_path / name / "b" for name in ("broken", "whole"))
+
+    def start(out: Path) -> Run:
+        return zygote.start(
+            "distill", "demo", out, "--images", folder, "--size", "tiny", "--sigmas", "0.12:0.3",
+            "--steps", "40", "--batch", "4", "--share", "0", "--held-out", "1", "--n", "24",
+        )  # fmt: skip
+
+    for _ in range(2):
+        kill_when(replaced(work_of(broken) / STATE, chance.randint(1, 5)), start(broken))
+        assert 0 < len(torch.load(work_of(broken) / STATE)["losses"]) < 40
+    for out in (broken, whole):
+        kill_when(partial(is_being_written, out), start(out))
+    resumed = start(broken)
+    assert (resumed.end(), resumed.stderr) == (0, "")
+    found, wanted = (torch.load(work_of(out) / STATE) for out in (broken, whole))
+    assert len(found["losses"]) == 40 and found["losses"] == wanted["losses"]
+    for name, value in wanted["model"].items():
+        assert torch.equal(found["model"][name], value)
+    assert open_bundle(broken).manifest.denoiser == "fvit-student-24"
+    assert sorted(file.name for file in work_of(broken).iterdir()) == [PLAN, STATE]
 
 
 def test_another_training_in_the_same_folder_is_refused_by_what_differs(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from fvit.demo import models
 from fvit.demo.data import compositions
 from fvit.errors import FvitError
-from fvit.export.checkpoints import load_tensors
+from fvit.export.checkpoints import load_tensors, read_tensors
 from fvit.export.classifiers import ExplainedClassifier
 from fvit.export.comparing import HeldOut, Measured
 from fvit.export.rebuilding import rebuild
@@ -158,6 +158,19 @@ def test_weights_that_do_not_fit_the_embedded_classifier_are_one_line(
         rebuild(bundle, weights=tmp_path / "other.pth")
     with pytest.raises(FvitError, match=r"photo\.png cannot be read as a checkpoint|holds more than tensors"):
         rebuild(bundle, weights=photo)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\x80\x02.", b"\x80\x02}q\x00.", b"PK\x05\x06" + bytes(18)])
+def test_what_is_no_checkpoint_is_one_line(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    file.write_bytes(content)
+    with pytest.raises(FvitError, match=r"weights\.pth (cannot be read as a checkpoint: \S|holds more)"):
+        read_tensors(file)
+
+
+def test_what_never_ends_is_no_checkpoint() -> None:
+    with pytest.raises(FvitError, match="/dev/zero is no regular file"):
+        read_tensors(Path("/dev/zero"))
 
 
 def changed(bundle: Path, target: Path, **fields: object) -> Path:

@@ -3,12 +3,9 @@
 import json
 import os
 import random
-import select
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,66 +17,32 @@ from fvit.runtime import parquet
 from fvit.runtime.journal import LOCK, NAME
 from fvit.runtime.thumbnails import FOLDER
 from tests.commands import obey_modes
-from tests.fuzz.trying import HANGS, LONG
+from tests.fuzz.disk import Disk, disk_of
+from tests.fuzz.trying import LONG
+from tests.zygote import Run, Zygote
 
 TERMS = ["--n", "24", "--alpha", "0.3", "--seed", "7"]
 IMAGES = 4
 RUNS = 20 if LONG else 1
-"""Of each of five kinds."""
+"""Of each of six kinds."""
 
-
-@dataclass
-class Run:
-    """A run of fvit-certify that was forked off."""
-
-    zygote: "Zygote"
-    process: int
-    streams: tuple[Path, Path]
-
-    def end(self) -> int:
-        """Its exit status, negative for a signal."""
-        return self.zygote.ask(wait=self.process)
-
-    @property
-    def stderr(self) -> str:
-        return self.streams[1].read_text()
-
-
-class Zygote:
-    """Forks off runs; obeys modes of files as everybody but root has to."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._count = folder, 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.fuzz.zygote"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=obey_modes,
-            cwd=Path(__file__).parents[2], env=os.environ | {"COLUMNS": "200"},
-        )  # fmt: skip
-
-    def ask(self, **asked: Any) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        ready, _, _ = select.select([self._process.stdout], [], [], 2 * HANGS)
-        assert ready, f"hangs: {asked}"
-        return int(self._process.stdout.readline())
-
-    def start(self, *arguments: object, largest_file: int | None = None) -> Run:
-        self._count += 1
-        streams = (self._folder / f"{self._count}.out", self._folder / f"{self._count}.err")
-        out, err = map(str, streams)
-        process = self.ask(arguments=[*map(str, arguments)], out=out, err=err, largest_file=largest_file)
-        return Run(self, process, streams)
-
-    def close(self) -> None:
-        self._process.communicate()
+# Not ONNX Runtime, which does not survive a fork.
+MODULES = ("fvit.runtime.cli", "fvit.runtime.pictures", "matplotlib.backends.backend_agg")
 
 
 @pytest.fixture(scope="module")
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    started = Zygote(tmp_path_factory.mktemp("streams"))
+    started = Zygote("certify", *MODULES, folder=tmp_path_factory.mktemp("streams"), prepare=obey_modes)
     yield started
     started.close()
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Disk]:
+    folder = tmp_path_factory.mktemp("mounted")
+    found = disk_of(partial(Zygote, "certify", *MODULES, folder=folder), folder=folder)
+    yield found
+    found.zygote.close()
 
 
 @pytest.fixture(scope="module")
@@ -88,11 +51,11 @@ def asked(demo_bundle: Path, samples: list[Path]) -> list[object]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(zygote: Zygote, asked: list[object], tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    """The records of a run that nothing happened to."""
+def uninterrupted(zygote: Zygote, asked: list[object], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("uninterrupted")
     assert zygote.start(*asked, "--out", out).end() == 0
-    return records(out)
+    return out
 
 
 def records(out: Path) -> list[Any]:
@@ -101,39 +64,57 @@ def records(out: Path) -> list[Any]:
     return [{name: value for name, value in record.items() if name != "seconds"} for record in found]
 
 
-def pause(moment: float, run: Run) -> None:
-    """Wait for so many seconds, or until the run has ended."""
-    opened = os.pidfd_open(run.process)
-    select.select([opened], [], [], moment)
-    os.close(opened)
-
-
-@pytest.mark.parametrize("kind", ["kill", "terminate", "interrupt", "full disk", "read-only"])
+@pytest.mark.parametrize("kind", ["kill", "terminate", "interrupt", "file-size limit", "read-only"])
 @pytest.mark.parametrize("attempt", range(RUNS))
 def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
-    zygote: Zygote, asked: list[object], uninterrupted: list[Any], tmp_path: Path, kind: str, attempt: int
+    zygote: Zygote, asked: list[object], uninterrupted: Path, tmp_path: Path, kind: str, attempt: int
 ) -> None:
     chance = random.Random(f"{kind} {attempt}")
     out = tmp_path / "out"
     out.mkdir()
     for moment in (chance.uniform(0, 4), chance.uniform(0, 2)):  # cut short twice
         # What it says goes to a file too, which must hold a line.
-        largest_file = int(2 ** chance.uniform(10, 18)) if kind == "full disk" else None
+        largest_file = int(2 ** chance.uniform(10, 18)) if kind == "file-size limit" else None
         run = zygote.start(*asked, "--out", out, largest_file=largest_file)
-        if kind != "full disk":
-            pause(moment, run)
+        if kind != "file-size limit":
+            run.pause(moment)
         if kind == "read-only":
             out.chmod(0o500)
-        elif kind != "full disk":
+        elif kind != "file-size limit":
             number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[kind]
             os.kill(run.process, number)
         status = run.end()
         out.chmod(0o700)
         check_words(run, status, kind)
     resumed = zygote.start(*asked, "--out", out)
-    assert resumed.end() == 0, resumed.stderr
-    assert resumed.stderr == ""
-    assert records(out) == uninterrupted
+    assert (resumed.end(), resumed.stderr) == (0, "")
+    check_whole(out, uninterrupted)
+
+
+@pytest.mark.parametrize("attempt", range(RUNS))
+def test_a_run_on_a_disk_that_gets_full_is_made_whole_by_the_next(
+    disk: Disk, asked: list[object], uninterrupted: Path, attempt: int
+) -> None:
+    chance = random.Random(f"full disk {attempt}")
+    place, out = disk.place / str(attempt), disk.seen / str(attempt)
+    takes = sum(file.stat().st_size for file in uninterrupted.rglob("*") if file.is_file())
+    statuses = []
+    for _ in range(2):
+        disk.leave(int(chance.uniform(0, 0.8) * takes))
+        run = disk.zygote.start(*asked, "--out", place)
+        statuses.append(run.end())
+        check_words(run, statuses[-1], "full disk")
+        assert not [*out.rglob(".*"), *out.glob(LOCK)]
+    assert statuses[0] == 1
+    disk.leave(None)
+    resumed = disk.zygote.start(*asked, "--out", place)
+    assert (resumed.end(), resumed.stderr) == (0, "")
+    check_whole(out, uninterrupted)
+
+
+def check_whole(out: Path, uninterrupted: Path) -> None:
+    """All that a run which nothing happened to leaves, and nothing else."""
+    assert records(out) == records(uninterrupted)
     pictures = sorted(out.glob("*.png"))
     assert len(pictures) == IMAGES
     for picture in pictures:
@@ -142,6 +123,12 @@ def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
     assert len(list((out / FOLDER).iterdir())) == 2 * IMAGES
     assert {entry.name for entry in out.iterdir()} == whole
     assert pyarrow.parquet.read_table(out / parquet.NAME).num_rows == IMAGES
+
+
+REASONS = {
+    "file-size limit": "File too large", "full disk": "No space left on device",
+    "read-only": "Permission denied",
+}  # fmt: skip
 
 
 def check_words(run: Run, status: int, kind: str) -> None:
@@ -157,15 +144,14 @@ def check_words(run: Run, status: int, kind: str) -> None:
     elif kind == "terminate":
         assert (status, said) in ((143, "interrupted\n"), (-15, ""))
     else:
-        reason = "File too large" if kind == "full disk" else "Permission denied"
         assert status == 1
-        assert said.startswith("error: cannot write") and said.endswith(f": {reason}\n")
+        assert said.startswith("error: cannot write") and said.endswith(f": {REASONS[kind]}\n")
         assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("count", [2, 8])
 def test_of_runs_at_once_on_one_folder_each_says_what_is_true(
-    zygote: Zygote, asked: list[object], uninterrupted: list[Any], tmp_path: Path, count: int
+    zygote: Zygote, asked: list[object], uninterrupted: Path, tmp_path: Path, count: int
 ) -> None:
     runs = [zygote.start(*asked, "--out", tmp_path) for _ in range(count)]
     statuses = [run.end() for run in runs]
@@ -177,6 +163,6 @@ def test_of_runs_at_once_on_one_folder_each_says_what_is_true(
             if other is not run
         ]
         assert run.stderr in ([""] if status == 0 else refused)
-    assert records(tmp_path) == uninterrupted
+    assert records(tmp_path) == records(uninterrupted)
     assert not (tmp_path / LOCK).exists()
     assert len(list(tmp_path.iterdir())) == 3 + IMAGES

@@ -16,7 +16,8 @@ LONG = "FVIT_FUZZ" in os.environ
 """Whether to try a hundred times as much, and each time something else (make fuzz)."""
 
 HANGS = 10
-"""Seconds of this process's own time, which no other takes from it, after which something hangs: as promised."""
+"""Seconds of the process's own time, which no other takes from it, after which something hangs: as is
+promised."""
 
 
 def tried(count: int) -> settings:

@@ -35,6 +35,7 @@ def test_a_key_is_shown_once_and_kept_as_a_salted_hash(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "has a key named anna" in run("key", file, "anna").stderr
     assert "no name" in run("key", file, "a b").stderr
+    assert "/dev/null is no regular file" in run("key", "/dev/null", "anna").stderr
 
 
 def test_a_broken_file_of_keys_is_refused_and_later_changes_nothing(tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_without_keys_nobody_beyond_this_machine_may_ask(demo_bundle: Path) -> N
         (["x", "--batch", "many"], "--batch is 'many'"),
         (["x", "--host", "host.invalid"], "without keys"),
         (["x", "--keys", "nowhere"], "no file of keys"),
+        (["x", "--keys", "/dev/zero"], "is a device"),
     ],
 )
 def test_a_service_that_cannot_start_says_why_in_one_line(arguments: list[str], said: str) -> None:
