@@ -79,6 +79,7 @@ class Zygote:
         return Run(self, process, streams)
 
     def close(self) -> None:
+        self._process.kill()  # to tidy up what it has imported takes it seconds
         self._process.communicate()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class Memory:
         shape = (len(rows), *self.shape[1:])
         return Memory(self.pointer + rows.start * row, shape, self.dtype, self.owner)
 
+
+GPU_NUMBER = re.compile(r"[0-9]{1,9}")
+"""How a device's name ends, behind its colon."""
 
 PLANS = "engines"
 """The folder of a bundle that holds what was built from its graphs for one GPU."""

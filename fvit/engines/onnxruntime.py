@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fvit.engines import processor
-from fvit.engines.base import PLANS, Engine, Memory, Tensor
+from fvit.engines.base import GPU_NUMBER, PLANS, Engine, Memory, Tensor
 from fvit.engines.portions import Arrays, in_portions
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
@@ -135,7 +135,7 @@ def _providers(
     if device == "cpu":
         return cpu
     kind, _, index = device.partition(":")
-    if kind not in ("cuda", "ort-tensorrt") or not index.isdecimal():
+    if kind not in ("cuda", "ort-tensorrt") or not GPU_NUMBER.fullmatch(index):
         raise FvitError(f"unknown device '{device}': use cpu, or cuda:0 for the first GPU")
     wanted = "CUDAExecutionProvider" if kind == "cuda" else "TensorrtExecutionProvider"
     if wanted not in runtime.get_available_providers():

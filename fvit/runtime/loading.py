@@ -15,7 +15,7 @@ import numpy as np
 
 from fvit.certificates.tally import Tally
 from fvit.engines import processor
-from fvit.engines.base import Engine
+from fvit.engines.base import GPU_NUMBER, Engine
 from fvit.engines.opening import open_engine
 from fvit.errors import FvitError, OutOfMemory
 from fvit.extras import require
@@ -237,7 +237,7 @@ def _said(file: Path) -> str:
 def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
     kind, _, numbers = device.partition(":")
     indices = numbers.split(",")
-    if kind not in ON_GPU or not all(map(str.isdecimal, indices)) or len(set(indices)) < len(indices):
+    if kind not in ON_GPU or not all(map(GPU_NUMBER.fullmatch, indices)) or len(set(indices)) < len(indices):
         raise FvitError(
             f"unknown device '{device}': use cpu, openvino or auto, tensorrt:0, ort-tensorrt:0 or cuda:0 "
             "for the first GPU, cuda:0,1 for the first two"

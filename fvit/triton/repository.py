@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fvit.commands import one_line
+from fvit.engines.base import GPU_NUMBER
 from fvit.errors import FvitError
 from fvit.runtime.bundle import Manifest, open_bundle
 from fvit.runtime.loading import ON_CPU, ON_GPU
@@ -21,8 +22,6 @@ LABELS = "labels.txt"
 CONFIG = "config.pbtxt"
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
-
-GPU = re.compile(r"\d{1,9}")
 
 WRITTEN = "# Written by fvit-export triton;"
 """How the configuration of a model begins that may be replaced."""
@@ -101,7 +100,7 @@ def _parsed(device: str) -> tuple[str, tuple[int, ...]]:
     kind, colon, numbers = device.partition(":")
     named = numbers.split(",") if colon else []
     if device not in ON_CPU and not (
-        kind in ON_GPU and all(map(GPU.fullmatch, named)) and len(set(named)) == len(named)
+        kind in ON_GPU and all(map(GPU_NUMBER.fullmatch, named)) and len(set(named)) == len(named)
     ):
         raise FvitError(
             f"unknown device '{device}': use cpu or openvino, or tensorrt, ort-tensorrt or cuda for all "

@@ -129,7 +129,11 @@ def test_a_batch_that_is_none_is_refused(demo_bundle: Path, batch: Any) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [({"cores": each}, r"^cores = .*: give a number of CPU cores from 1 on$") for each in (0, -1, 2.5, "x")]
-    + [({"device": each}, r"^device = .*: give its name, such as cpu$") for each in (None, 7)],
+    + [({"device": each}, r"^device = .*: give its name, such as cpu$") for each in (None, 7)]
+    + [
+        ({"device": f"cuda:{each}"}, r"^unknown device 'cuda:")
+        for each in ("9" * 5000, "\N{ARABIC-INDIC DIGIT TWO}")
+    ],
 )
 def test_cores_and_devices_that_are_none_are_refused(
     demo_bundle: Path, asked: dict[str, Any], message: str
