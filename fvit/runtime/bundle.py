@@ -319,7 +319,7 @@ def _parsed(path: Path, text: bytes) -> Manifest:
         return FvitError(f"{path / MANIFEST} is damaged ({_in_one_line(what)}): export the bundle again")
 
     try:
-        fields = json.loads(text.decode(), object_pairs_hook=_once_each, parse_int=_integer)
+        fields = json.loads(text.decode(), object_pairs_hook=once_each, parse_int=_integer)
     except (ValueError, RecursionError) as error:
         raise damaged(str(error)) from error
     if not isinstance(fields, dict):
@@ -350,11 +350,16 @@ def _parsed(path: Path, text: bytes) -> Manifest:
     return manifest
 
 
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+class Twice(ValueError):
+    """A field that an object of JSON has twice."""
+
+
+def once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's fields: readers of JSON differ in which of two of one name they take. Raises Twice."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise ValueError(f"{name} is there twice")
+            raise Twice(f"{name} is there twice")
         fields[name] = value
     return fields
 

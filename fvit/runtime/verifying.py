@@ -20,6 +20,7 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.certificates.verify import verify
 from fvit.errors import FvitError
+from fvit.runtime.bundle import Twice, once_each
 from fvit.runtime.decoding import MAX_PIXELS
 from fvit.runtime.faithful import FaithfulViT
 from fvit.runtime.images import SPECIAL, Picture, read_image
@@ -113,19 +114,11 @@ def lines_of(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(line: bytes) -> Any:
     try:
-        return json.loads(line, object_pairs_hook=_once)
+        return json.loads(line, object_pairs_hook=once_each)
+    except Twice:
+        return FvitError("has a field twice")
     except (ValueError, RecursionError):
         return FvitError("is no JSON: broken, or cut off")
-    except FvitError as error:
-        return error
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's fields: readers of JSON differ in which of two of one name they take."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise FvitError("has a field twice")
-    return found
 
 
 def _findings(line: Any) -> list[str]:
