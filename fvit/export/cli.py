@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import resource
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ from rich.console import Console
 
 from fvit import commands
 from fvit import demo as embedded
+from fvit.engines.base import GPU_NUMBER
 from fvit.errors import FvitError
 from fvit.extras import require, require_export
 
@@ -296,7 +296,7 @@ def engine(
         )
     opened = open_bundle(bundle)
     kind, _, number = device.partition(":")
-    if kind != "cuda" or not re.fullmatch(r"\d{1,9}", number):
+    if kind != "cuda" or not GPU_NUMBER.fullmatch(number):
         raise FvitError(f"unknown device '{device}': plans are built for a GPU, such as cuda:0")
     gpu = Gpu(int(number))
     with console.status("") as status:
