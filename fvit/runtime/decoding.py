@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
-from PIL import Image, ImageFile, TiffImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from fvit.errors import FvitError
 
@@ -46,16 +49,50 @@ A_READ = 256
 LAYOUT = frozenset({256, 257, 259, 277, 278, 284, 322, 323})
 """TIFF's tags of an image's size, compression, samples, strips, planes and tiles."""
 
+LENGTHS = frozenset({TiffImagePlugin.STRIPBYTECOUNTS, TiffImagePlugin.TILEBYTECOUNTS})
+"""TIFF's tags of how many bytes each strip or tile has."""
+
 WHOLE_NUMBERS = (3, 4, 16)
 """TIFF's types of them."""
 
 REMEMBERING = ("lzma", "zstd")
 """TIFF's compressions that may hold all that they decode a second time."""
 
-SLOW = frozenset({"ppm", "ppm_plain", "bmp_rle"})
-"""Decoders of Pillow's that are written in Python, a microsecond a pixel."""
+OVERLAP = 2
+"""Tiles may reach so far beyond their image that they hold so many times the pixels of the largest."""
 
-SLOW_PIXELS = 4_000_000
+A_PART = 256
+"""A strip or tile counts as so many pixels more: to begin with one takes as long."""
+
+SCANS = 20
+"""Scans of the largest JPEG, each of which goes over the whole image: encoders make 10, and of CMYK 18."""
+
+# Of JPEG in TIFF libtiff counts them, and refuses this one; its tiles may hold more pixels than any image.
+os.environ.setdefault("LIBTIFF_JPEG_MAX_ALLOWED_SCAN_NUMBER", str(SCANS // OVERLAP + 1))
+
+MOST_SCANS = 1000
+"""The same of the smallest."""
+
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]", re.DOTALL)
+"""What JPEG files have between their parts, except what has no length: in compressed data 0 or a restart
+follows 255."""
+
+END, SCAN, FILL = 0xD9, 0xDA, 0xFF
+"""JPEG's markers of an image's end and of a scan, and what may stand before a marker any number of times."""
+
+A_FILL = bytes([FILL]) * (1 << 16)
+"""More of it than encoders write: Pillow would copy all of it for every 64 KiB."""
+
+A_BLOCK = 1 << 18
+"""Bytes that are searched at once."""
+
+SLOW = {"ppm": 6, "ppm_plain": 20, "bmp_rle": 4}
+"""Decoders of Pillow's that are written in Python, a microsecond a pixel, and the most bytes a pixel that
+encoders write for them."""
+
+SLOW_PIXELS = 1_500_000
+
+COMMENT, LINE_END = re.compile(rb"#[^\r\n]*[\r\n]?"), re.compile(rb"[\r\n]")
 
 
 def checked(image: Image.Image, name: str, *, max_pixels: int) -> bool:
@@ -87,8 +124,8 @@ def decoded(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[bool, Imag
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         _check_tiff(image, name, source, max_pixels=max_pixels)
     _check_metadata(image, name)
-    if any(tile[0] in SLOW for tile in image.tile):
-        check_size(image.height, image.width, name, max_pixels=min(max_pixels, SLOW_PIXELS))
+    if image.tile and image.tile[0][0] in SLOW:
+        _hold(image, name, source)
 
     # A row that is not compressed is decoded when it is there, and Pillow would copy it for every 64 KiB.
     if any(tile[0] == "raw" for tile in image.tile):
@@ -96,6 +133,9 @@ def decoded(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[bool, Imag
     # BMP and PPM are pixels to their end, of which Pillow may read one at a time.
     endless = image.format in ("BMP", "PPM")
     limit = sys.maxsize if endless else METADATA + BYTES_A_PIXEL * area
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        source.allow(limit)
+        _check_scans(image, name, source, max_pixels=max_pixels)
     source.allow(limit, at_once=image.decodermaxblock)
     _load(image, source)
     _check_metadata(image, name)
@@ -122,21 +162,112 @@ def _check_metadata(image: Image.Image, name: str) -> None:
         raise _too_much(name)
 
 
+def _hold(image: ImageFile.ImageFile, name: str, source: _Source) -> None:
+    """Has in memory what Pillow reads a few bytes at a time, and without comments, for each of which it would
+    copy all that it has read; raises FvitError of what still takes long."""
+    if image.width * image.height > SLOW_PIXELS:
+        raise FvitError(
+            f"{name} has {image.width:,}×{image.height:,} pixels, more than {SLOW_PIXELS:,} of a kind that "
+            "takes long to decode: save it as PNG"
+        )
+    (tile,) = image.tile
+    source.allow(METADATA // 8 + SLOW[tile[0]] * image.width * image.height)
+    source.seek(tile.offset)
+    held = source.read()
+    if tile[0] == "ppm_plain":
+        held = b"".join(COMMENT.sub(b"", lines) for lines in _lines(held))
+    # Of BMP some parts begin at even places of the file.
+    start = tile.offset % 2
+    image.fp = io.BytesIO(bytes(start) + held)
+    image.tile = [tile._replace(offset=start)]
+
+
+def _lines(data: bytes) -> Iterator[bytes]:
+    """Some whole lines after others: to change all at once takes a hundred bytes of memory a change."""
+    at = 0
+    while at < len(data):
+        found = LINE_END.search(data, at + A_BLOCK)
+        end = found.end() if found else len(data)
+        yield data[at:end]
+        at = end
+
+
+def _check_scans(image: Image.Image, name: str, source: _Source, *, max_pixels: int) -> None:
+    """Raises FvitError of a JPEG of many scans: a few bytes of one may have all pixels gone over again."""
+    pixels = SCANS * max(MAX_PIXELS, max_pixels)
+    most = min(MOST_SCANS, pixels // (image.width * image.height))
+    scans = 0
+    source.seek(0)
+    for markers, kind in enumerate(_markers(source)):
+        if kind == END and scans:  # of the image that is read; others may follow
+            return
+        scans += kind == SCAN
+        if scans > most:
+            raise FvitError(
+                f"{name} is a JPEG of more than {most:,} scans, too many for its size: save it with fewer"
+            )
+        if kind == FILL or markers > METADATA // A_READ:
+            raise _too_much(name)
+
+
+def _markers(source: _Source) -> Iterator[int]:
+    """Kinds of the markers in a JPEG file from here on, found as libjpeg finds them."""
+    rest, at = b"", 0
+    while block := source.read(A_BLOCK):
+        data = rest + block
+        # One whose length is not there yet is found with the next block.
+        while found := MARKER.search(data, at, len(data) - 2):
+            at = found.end()
+            yield (kind := data[at - 1])
+            if kind != END:
+                at += max(2, int.from_bytes(data[at : at + 2], "big"))
+        if A_FILL in data:
+            yield FILL
+        rest, at = data[max(at, len(data) - 3) :], max(at - len(data), 0)
+
+
 def _check_tiff(image: TiffImagePlugin.TiffImageFile, name: str, file: _Source, *, max_pixels: int) -> None:
-    """Raises FvitError of a tile or strip that takes much memory: each is decoded whole, a tile however
-    small its image."""
+    """Raises FvitError of tiles or strips that take much memory or time: each is decoded whole, a tile
+    however small its image, and all of them may be the same few bytes."""
     tags = image.tag_v2
-    for tag, kind, count in _directory(file, tags.offset):
-        # Where Pillow passes over a number, libtiff may take it, and the image be another than Pillow says.
-        if tag in LAYOUT and (kind not in WHOLE_NUMBERS or count != 1):
-            raise FvitError(f"{name} is a damaged image: its tag {tag} is no whole number")
-    rows, columns = tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]
-    if TiffImagePlugin.TILEWIDTH in tags:
+    _check_directory(name, file, tags.offset)
+    height, width = tags[TiffImagePlugin.IMAGELENGTH], tags[TiffImagePlugin.IMAGEWIDTH]
+    if tiled := TiffImagePlugin.TILEWIDTH in tags:
         rows, columns = tags.get(TiffImagePlugin.TILELENGTH, 1), tags[TiffImagePlugin.TILEWIDTH]
     else:
-        rows = min(rows, tags.get(TiffImagePlugin.ROWSPERSTRIP, rows))
-    most = max(MAX_PIXELS, max_pixels) // (2 if image.info.get("compression") in REMEMBERING else 1)
-    check_size(rows, columns, f"a part of {name}", max_pixels=most)
+        rows, columns = min(height, tags.get(TiffImagePlugin.ROWSPERSTRIP, height)), width
+    most = max(MAX_PIXELS, max_pixels)
+    halved = image.info.get("compression") in REMEMBERING
+    check_size(rows, columns, f"a part of {name}", max_pixels=most // (2 if halved else 1))
+
+    parts = -(-height // rows) * -(-width // columns)
+    pixels = parts * rows * columns if tiled else height * width
+    if pixels + parts * A_PART > OVERLAP * most:
+        raise FvitError(
+            f"{name} has {parts:,} parts of {columns:,}×{rows:,} pixels, more than its size takes: "
+            "save it in strips of many rows"
+        )
+    _check_lengths(image, name, file)
+
+
+def _check_directory(name: str, file: _Source, offset: int) -> None:
+    """Raises FvitError where libtiff may take another number than Pillow, and the image be another."""
+    seen = set()
+    for tag, kind, count in _directory(file, offset):
+        if tag not in LAYOUT | LENGTHS:
+            continue
+        if kind not in WHOLE_NUMBERS or (tag in LAYOUT and count != 1):
+            raise FvitError(f"{name} is a damaged image: its tag {tag} is no whole number")
+        if tag in seen:
+            raise FvitError(f"{name} is a damaged image: its tag {tag} is there twice")
+        seen.add(tag)
+
+
+def _check_lengths(image: TiffImagePlugin.TiffImageFile, name: str, file: _Source) -> None:
+    """Raises FvitError where more bytes are read than of any other image: parts may be the same long ones."""
+    lengths = (min(each, file.size) for tag in LENGTHS for each in image.tag_v2.get(tag, ()))
+    if sum(lengths) > METADATA + BYTES_A_PIXEL * image.width * image.height:
+        raise _too_much(name)
 
 
 def _directory(file: _Source, offset: int) -> Iterator[tuple[int, int, int]]:
@@ -155,6 +286,8 @@ class _Source:
 
     def __init__(self, file: BinaryIO, name: str) -> None:
         self._file, self._name = file, name
+        self.size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         self.allow(0)
 
     def allow(self, size: int, *, at_once: int = sys.maxsize) -> None:
@@ -162,8 +295,9 @@ class _Source:
 
     def read(self, size: int = -1) -> bytes:
         """Raises FvitError where it is more than is allowed."""
-        wanted = self._left + 1 if size < 0 else min(size, self._left + 1)
-        data = self._file.read(min(wanted, self._at_once))
+        # Of a length that a file does not have, Python would look for memory first.
+        wanted = self.size if size < 0 else size
+        data = self._file.read(min(wanted, self.size, self._left + 1, self._at_once))
         self._left -= max(len(data), A_READ)
         if self._left < 0:
             raise _too_much(self._name)

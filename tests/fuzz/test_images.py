@@ -1,6 +1,7 @@
 """Whatever is handed over as an image: the 8-bit pixels that a person would expect, or one line."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,103 @@ def test_a_file_is_an_image_or_is_refused_in_one_line(data: bytes, folder: Path)
     picture = read(file)
     if picture is not None:
         assert Image.open(file).format in FORMATS
+
+
+KEPT = {
+    "PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
+    "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"],
+    "WEBP": ["1", "L", "LA", "P", "RGB", "RGBA"],
+    "BMP": ["1", "L", "P", "RGB"],
+    "GIF": ["1", "L", "P"],
+    "PPM": ["1", "L", "RGB"],
+    "JPEG": ["L", "RGB"],
+}
+"""Of which of Pillow's modes each format keeps every value, and JPEG nearly."""
+
+OF_EXIF = ("PNG", "JPEG", "WEBP", "TIFF")
+
+CLEAR = ("L", "P", "RGB", "I;16")
+"""Modes of which PNG has one value that stands for nothing."""
+
+UPRIGHT: dict[Any, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: lambda a: np.rot90(a),
+}  # fmt: skip
+"""From the rows and columns of a file to those that are shown, by EXIF's orientation."""
+
+
+def image_of(mode: str, values: NDArray[Any], palette: NDArray[np.uint8]) -> Image.Image:
+    if mode == "1":
+        return Image.fromarray(values[..., 0] > 127)
+    image = Image.frombytes(mode, values.shape[1::-1], values.tobytes())
+    if mode == "P":
+        image.putpalette(palette.tobytes())
+    return image
+
+
+def shown(
+    mode: str, values: NDArray[Any], palette: NDArray[np.uint8], clear: NDArray[Any] | None
+) -> NDArray[np.float64]:
+    """What a person sees of such values on white, of which one may stand for nothing."""
+    if mode == "P":
+        colours: NDArray[Any] = palette[values[..., 0]]
+    elif mode == "CMYK":
+        colours = (255.0 - values[..., :3]) * (255.0 - values[..., 3:]) / 255
+    elif mode.endswith("A"):
+        colours = values[..., :-1]
+    else:
+        colours = {"1": 255.0 * (values > 127), "I;16": values / 257}.get(mode, values)
+    alpha = values[..., -1:] / 255 if mode.endswith("A") else np.ones((1, 1, 1))
+    if clear is not None:
+        alpha = (values != clear).any(axis=-1, keepdims=True)
+    on_white = colours * alpha + 255.0 * (1 - alpha)
+    return np.broadcast_to(on_white, (*on_white.shape[:2], 3))
+
+
+@st.composite
+def drawings(draw: st.DrawFn, written: str, mode: str) -> tuple[bytes, NDArray[np.float64]]:
+    """A file, and what a person sees of it, of the size that is certified."""
+    turns = {"TIFF": (1, 8)}.get(written, (0, 9))  # libtiff writes no others
+    orientation = draw(st.none() | st.integers(*turns)) if written in OF_EXIF else None
+    rows, columns = SIZE[::-1] if orientation in (5, 6, 7, 8) else SIZE
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    values = rng.integers(0, 65536 if mode == "I;16" else 256, (rows, columns, Image.getmodebands(mode)))
+    values = values.astype(np.uint16 if mode == "I;16" else np.uint8)
+    palette = rng.integers(0, 256, (256, 3), np.uint8)
+
+    options: dict[str, Any] = {"lossless": True} if written == "WEBP" else {}
+    if written == "JPEG":
+        options = {"quality": 100, "subsampling": 0}
+    if written == "TIFF":
+        options = {"compression": draw(st.sampled_from([None, "tiff_lzw", "tiff_deflate", "packbits"]))}
+    if orientation is not None:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options["exif"] = exif
+    clear = values[3, 4] if written == "PNG" and mode in CLEAR and draw(st.booleans()) else None
+    if clear is not None:
+        options["transparency"] = tuple(clear.tolist()) if mode == "RGB" else int(clear[0])
+    image = image_of(mode, values, palette)
+    if written in ("GIF", "WEBP", "PNG", "TIFF") and clear is None and draw(st.booleans()):
+        options |= {"save_all": True, "append_images": [image.transpose(Image.Transpose.ROTATE_180)]}
+    buffer = io.BytesIO()
+    image.save(buffer, written, **options)
+    upright = UPRIGHT.get(orientation, lambda stored: stored)
+    return buffer.getvalue(), upright(shown(mode, values, palette, clear))
+
+
+@pytest.mark.parametrize("written, mode", [(written, mode) for written in KEPT for mode in KEPT[written]])
+@tried(10)
+@given(choices=st.data())
+def test_a_file_is_what_a_person_sees_of_it(
+    written: str, mode: str, choices: st.DataObject, folder: Path
+) -> None:
+    data, seen = choices.draw(drawings(written, mode))
+    file = folder / "file.png"
+    file.write_bytes(data)
+    picture = read(file)
+    assert picture is not None and picture.resized_from is None
+    # Rounded, or of JPEG nearly what was written.
+    near = 8 if written == "JPEG" else 0.501
+    assert np.abs(picture.pixels - seen.transpose(2, 0, 1)).max() <= near

@@ -21,6 +21,7 @@ from fvit.errors import FvitError
 from fvit.runtime import decoding
 from fvit.runtime.decoding import FORMATS, MAX_PIXELS, METADATA
 from fvit.runtime.images import read_encoded, read_image
+from tests.fuzz.trying import promptly
 
 # Pillow's warnings reach nobody.
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
@@ -664,9 +665,227 @@ def test_it_is_refused_without_waiting_where_it_is_named(kind: str, tmp_path: Pa
     assert {"a folder": "Is a directory", "a socket": "No such device"}.get(kind, kind) in message
 
 
-@pytest.mark.parametrize("head", [b"P3 3000 2000 255\n", b"P6 3000 2000 100\n"])
-def test_what_is_decoded_slowly_may_have_fewer_pixels(head: bytes, tmp_path: Path) -> None:
+def _progressive(columns: int, rows: int, *, scans: int) -> bytes:
+    """A JPEG that says that it is so large, and goes over its pixels so often."""
+    buffer = io.BytesIO()
+    Image.new("L", (8, 8), 9).save(buffer, "JPEG", progressive=True)
+    data = buffer.getvalue()
+    size, scan = data.index(b"\xff\xc2") + 5, data.index(b"\xff\xda")
+    data = data[:size] + struct.pack(">HH", rows, columns) + data[size + 4 : -2]
+    more = scans - data.count(b"\xff\xda")
+    return data + data[scan : scan + 10] * more + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("columns, rows, scans", [(8000, 4000, 20), (800, 1000, 800), (64, 64, 1000)])
+def test_scans_of_a_jpeg_go_over_no_more_pixels_than_twenty_of_the_largest(
+    columns: int, rows: int, scans: int
+) -> None:
+    picture = read_encoded(_progressive(columns, rows, scans=scans), size=SIZE)
+    assert picture.resized_from == (None if (rows, columns) == SIZE else (rows, columns))
+    with pytest.raises(FvitError, match=f"^the image is a JPEG of more than {scans:,} scans"):
+        read_encoded(_progressive(columns, rows, scans=scans + 1), size=SIZE)
+
+
+def test_who_allows_more_pixels_allows_their_scans() -> None:
+    data = _progressive(8000, 4000, scans=21)
+    with pytest.raises(FvitError, match="scans"):
+        read_encoded(data, size=SIZE)
+    assert read_encoded(data, size=SIZE, max_pixels=2 * MAX_PIXELS).resized_from == (4000, 8000)
+
+
+def _mpo(first: bytes, second: bytes) -> bytes:
+    """Two JPEGs in one file, of which the first says so."""
+    buffer = io.BytesIO()
+    SMALL.save(buffer, "MPO", save_all=True, append_images=[SMALL])
+    data = buffer.getvalue()
+    at = data.index(b"\xff\xe2")
+    index = data[at : at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")]
+    return first[:2] + index + first[2:] + second
+
+
+MANY_SCANS = _progressive(64, 64, scans=3000)
+FEW_SCANS = _progressive(64, 64, scans=300)
+LIKE_SCANS: dict[str, Callable[[], bytes]] = {
+    "in a thumbnail": lambda: _small_jpeg(
+        (0xE1, b"Exif\0\0II*\0\x08\0\0\0" + _directory([], at=8) + MANY_SCANS)
+    ),
+    "in an image behind": lambda: FEW_SCANS + MANY_SCANS,
+    "in the second image of two": lambda: _mpo(FEW_SCANS, MANY_SCANS),
+    "restarts": lambda: FEW_SCANS[:-2] + b"\xff\xd0\xda" * 10_000 + b"\xff\xd9",
+    "pixels": lambda: FEW_SCANS[:-2] + b"\xff\0\xda" * 10_000 + b"\xff\xd9",
+}
+
+
+@pytest.mark.parametrize("kind", LIKE_SCANS)
+def test_what_only_looks_like_a_scan_is_none(kind: str) -> None:
+    picture = read_encoded(LIKE_SCANS[kind](), size=SIZE)
+    assert picture.resized_from is None
+    assert picture.animated == ("two" in kind)
+
+
+@pytest.mark.parametrize(
+    "kind", ["in the first image of two", "behind fill bytes", "behind what is cut short", "without an end"]
+)
+def test_what_hides_a_scan_hides_it_in_vain(kind: str) -> None:
+    scan, end = b"\xff\xda\0\x08\1\1\0\0\0\1", b"\xff\xd9"
+    data = {
+        "in the first image of two": _mpo(MANY_SCANS, FEW_SCANS),
+        "behind fill bytes": FEW_SCANS[:-2] + (b"\xff\xff\xff" + scan) * 1000 + end,
+        "behind what is cut short": FEW_SCANS[:-2] + (b"\xff\xe3\0\0" + scan) * 1000 + end,
+        "without an end": MANY_SCANS[:-2],
+    }[kind]
+    with pytest.raises(FvitError, match="more than 1,000 scans"):
+        read_encoded(data, size=SIZE)
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 5, 7, 64, 1000])
+def test_markers_are_found_wherever_a_file_is_cut_for_reading(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = _small_jpeg((0xE3, b"\xff\xda" * 50), (0xE4, b"")) + FEW_SCANS
+
+    def kinds() -> list[int]:
+        source = decoding._Source(io.BytesIO(data), "the image")
+        source.allow(sys.maxsize)
+        return list(decoding._markers(source))
+
+    found = kinds()
+    assert (found.count(decoding.SCAN), found.count(decoding.END)) == (301, 1)
+    monkeypatch.setattr(decoding, "A_BLOCK", block)
+    assert kinds() == found
+
+
+def test_markers_between_scans_are_limited_too() -> None:
+    data = FEW_SCANS[:-2] + b"\xff\xe3\0\2" * 50_000 + b"\xff\xd9"
+    with pytest.raises(FvitError, match="^the image holds too much besides its pixels"):
+        read_encoded(data, size=SIZE)
+
+
+def test_fill_bytes_between_scans_are_limited_too() -> None:
+    """libjpeg begins with all of them again whenever Pillow has more."""
+    assert read_encoded(FEW_SCANS[:-2] + b"\xff" * 10_000 + b"\xff\xd9", size=SIZE).resized_from is None
+    assert read_encoded(FEW_SCANS + b"\xff" * 200_000, size=SIZE).resized_from is None
+    with pytest.raises(FvitError, match="^the image holds too much besides its pixels"):
+        read_encoded(FEW_SCANS[:-2] + b"\xff" * 200_000 + b"\xff\xd9", size=SIZE)
+
+
+def test_a_jpeg_in_a_tiff_has_half_as_many_scans() -> None:
+    """Tiles may hold twice the pixels of any image."""
+
+    def tiff(scans: int) -> bytes:
+        held = _progressive(64, 64, scans=scans)
+        return _tiff(held, _grey(64, 64, (259, 3, 1, 7), size=len(held)))
+
+    assert read_encoded(tiff(10), size=SIZE).resized_from is None
+    with pytest.raises(FvitError, match="damaged"):
+        read_encoded(tiff(11), size=SIZE)
+
+
+def _tiled(columns: int, rows: int, tile: tuple[int, int], *, held: bytes) -> bytes:
+    """A TIFF file whose tiles are all the same bytes."""
+    count = -(-columns // tile[0]) * -(-rows // tile[1])
+    tiles: list[Tag] = [(tag, 4, count, struct.pack("<I", value) * count if count > 1 else value)
+        for tag, value in ((324, 8), (325, len(held)))]  # fmt: skip
+    tags = _grey(columns, rows, (259, 3, 1, 8), (322, 4, 1, tile[0]), (323, 4, 1, tile[1]), *tiles)
+    return _tiff(held, [tag for tag in tags if tag[0] not in (273, 278, 279)])
+
+
+def test_tiles_reach_beyond_their_image_by_no_more_than_the_largest_has() -> None:
+    held = zlib.compress(bytes([9]) * 256 * 256, 9)
+    assert set(read_encoded(_tiled(300, 700, (256, 256), held=held), size=SIZE).pixels.ravel()) == {9}
+    with pytest.raises(FvitError, match="has 1,000 parts of 1,900,000×16 pixels, more than its size takes"):
+        read_encoded(_tiled(1, 16_000, (1_900_000, 16), held=held), size=SIZE)
+
+
+def test_strips_are_limited_in_their_number() -> None:
+    tags = _grey(1, 1_000_000, (259, 3, 1, 8), (278, 4, 1, 1), size=8)
+    with pytest.raises(FvitError, match="has 1,000,000 parts of 1×1 pixels"):
+        read_encoded(_tiff(bytes(8), tags), size=SIZE)
+
+
+def test_parts_that_are_the_same_bytes_are_limited_in_their_bytes() -> None:
+    held = zlib.compress(bytes([9]) * 64, 9) + bytes(100_000)
+    tags = _grey(8, 8 * 1000, (259, 3, 1, 8), (273, 4, 1000, struct.pack("<I", 8) * 1000), (278, 4, 1, 8),
+        (279, 4, 1000, struct.pack("<I", len(held)) * 1000))  # fmt: skip
+    with pytest.raises(FvitError, match="^the image holds too much besides its pixels"):
+        read_encoded(_tiff(held, tags), size=SIZE)
+
+
+def test_a_tag_of_the_layout_is_there_once() -> None:
+    """libtiff takes the first, and Pillow the last."""
+    tags = _grey(8, 8, (259, 3, 1, 8))
+    with pytest.raises(FvitError, match="tag 278 is there twice"):
+        read_encoded(_tiff(bytes(8), [*tags, (278, 4, 1, 8)]), size=SIZE)
+
+
+PLAIN = [b"P1 8 64 ", b"P2 8 64 200 ", b"P3 8 64 200 "]
+
+
+def _plain(head: bytes, *, between: bytes = b" ") -> bytes:
+    """A plain PPM, with something between its values."""
+    count = 8 * 64 * (3 if head.startswith(b"P3") else 1)
+    values = _noise(count) % (2 if head.startswith(b"P1") else 201)
+    return head + between.join(b"%d " % value for value in values.tolist()) + b"\n"
+
+
+@pytest.mark.parametrize("head", PLAIN)
+def test_comments_in_a_plain_ppm_are_no_values(head: bytes) -> None:
+    bare = read_encoded(_plain(head), size=SIZE).pixels_sha256
+    for between in (b" #7\n", b" # 1 2\r#\n\n", b"#" + b"0" * 100 + b"\r\n"):
+        assert read_encoded(_plain(head, between=between), size=SIZE).pixels_sha256 == bare
+    last = _plain(head) + b"# no end of line"
+    assert read_encoded(last, size=SIZE).pixels_sha256 == bare
+
+
+@pytest.mark.parametrize("head", PLAIN)
+def test_a_plain_ppm_has_not_many_more_bytes_than_values(head: bytes) -> None:
+    with pytest.raises(FvitError, match="^the image holds too much besides its pixels"):
+        read_encoded(_plain(head) + b"#\n" * 1_000_000, size=SIZE)
+
+
+def test_comments_in_a_plain_ppm_take_no_time_each() -> None:
+    """Pillow would take a minute for these."""
+    data = b"P2 1000 1000 255\n" + b"#\n" * 10_000_000
+    with promptly(), pytest.raises(FvitError, match="not enough image data"):
+        read_encoded(data, size=SIZE)
+
+
+@pytest.mark.parametrize("head", [b"P3 1500 1001 255\n", b"P6 1500 1001 100\n", b"P6 1500 1001 1000\n"])
+def test_what_is_decoded_slowly_may_have_fewer_pixels(head: bytes) -> None:
     """Of text, and of values that are no bytes, Pillow decodes a million pixels a second."""
-    (tmp_path / "slow.ppm").write_bytes(head)
-    with pytest.raises(FvitError, match=r"3,000×2,000 pixels, more than 4,000,000"):
-        read_image(tmp_path / "slow.ppm", size=(64, 64))
+    with pytest.raises(FvitError, match=r"1,500×1,001 pixels, more than 1,500,000 .* save it as PNG"):
+        read_encoded(head, size=SIZE)
+
+
+@pytest.mark.parametrize("head", [b"P6 64 64 200\n", b"P6 64 64 2000\n", b"P5 64 64 200\n"])
+def test_a_ppm_of_another_white_is_scaled(head: bytes) -> None:
+    bands, deep, white = (3 if head.startswith(b"P6") else 1), head.endswith(b" 2000\n"), int(head.split()[3])
+    values = np.random.default_rng(0).integers(0, white + 1, (64, 64, bands))
+    found = read_encoded(head + values.astype(">u2" if deep else "u1").tobytes(), size=SIZE).pixels
+    assert np.abs(found - (values * 255 / white).transpose(2, 0, 1)).max() <= 0.5
+
+
+@pytest.mark.parametrize("offset", [1078, 1079])
+def test_bmp_in_runs_is_read_wherever_its_pixels_begin(offset: int) -> None:
+    """Its parts begin at even places of the file."""
+    run, pixels, end = b"\1\2", b"\0\3\4\5\6", b"\0\0"
+    rows = b""
+    for _ in range(64):
+        rows += run * 60 + run + pixels
+        rows += bytes((offset + len(rows)) % 2) + end
+    head = struct.pack("<2sIHHI", b"BM", offset + len(rows), 0, 0, offset)
+    size = struct.pack("<IiiHHIIiiII", 40, 64, 64, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    palette = b"".join(bytes([n, n, n, 0]) for n in range(256))
+    data = (head + size + palette).ljust(offset, b"\0") + rows + b"\0\1"
+    found = read_encoded(data, size=SIZE).pixels
+    assert np.array_equal(found, np.broadcast_to(np.array([2] * 61 + [4, 5, 6], np.uint8), (3, 64, 64)))
+
+
+@pytest.mark.parametrize("most", [10**12, 10**19])
+@pytest.mark.parametrize("suffix", [suffixes[0] for suffixes in FORMATS.values()])
+def test_no_limit_is_too_high_for_a_small_image(suffix: str, most: int, tmp_path: Path) -> None:
+    file = tmp_path / f"a{suffix}"
+    _smooth(64, 64).save(file)
+    expected = read_image(file, size=SIZE).pixels_sha256
+    assert read_image(file, size=SIZE, max_pixels=most).pixels_sha256 == expected
+    assert read_encoded(file.read_bytes(), size=SIZE, max_pixels=most).pixels_sha256 == expected
