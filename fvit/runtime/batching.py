@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fvit.errors import FvitError, OutOfMemory
 
@@ -18,6 +18,9 @@ Found = TypeVar("Found", int, str)
 SIZES = (8, 16, 32, 64, 128, 256, 512, 1024)
 WORTH = 1.03
 """A larger batch has to be this much faster: it costs memory, and a decision pauses less often."""
+
+LONG = 10.0
+"""Seconds after which a measurement goes on no further."""
 
 
 def fastest_batch(seconds: Callable[[int], float]) -> int:
@@ -41,9 +44,13 @@ def fastest_batch(seconds: Callable[[int], float]) -> int:
 
 def time_of_copy(run: Callable[[int], object], rows: int) -> float:
     """Seconds a copy where all devices together take so many rows at once, the best of three; run counts that
-    many copies."""
+    many copies. Where the first rows take LONG, theirs: beside such networks what comes first, allocations
+    and the choice of algorithms, is little."""
     copies = max(2 * rows, 64)
-    run(rows)  # allocates, chooses algorithms
+    start = time.perf_counter()
+    run(rows)
+    if (first := time.perf_counter() - start) > LONG:
+        return first / rows
     taken = []
     for _ in range(3):
         start = time.perf_counter()
@@ -62,15 +69,15 @@ def code() -> str:
     return digest.hexdigest()[:8]
 
 
-def remembered(file: Path, key: str, find: Callable[[], Found], *, otherwise: str) -> Found:
+def remembered(
+    file: Path, key: str, find: Callable[[], Found], *, kind: type[Found], otherwise: str
+) -> Found:
     """What `file` holds for key, or what `find` finds, which it holds from then on.
 
+    kind: what `find` finds; a value of another type counts as none.
     Raises FvitError where the file cannot be written, with what to do otherwise.
     """
-    try:
-        known: dict[str, Found] = json.loads(file.read_text())
-    except (OSError, ValueError):
-        known = {}
+    known: dict[str, Found] = _held(file, kind)
     if key in known:
         return known[key]
     found = find()
@@ -82,3 +89,13 @@ def remembered(file: Path, key: str, find: Callable[[], Found], *, otherwise: st
     except OSError as error:
         raise FvitError(f"cannot write {file}: {error.strerror}; {otherwise}") from error
     return found
+
+
+def _held(file: Path, kind: type) -> dict[str, Any]:
+    """Those values of a file that are of this type; none where it is absent or damaged."""
+    try:
+        held = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    pairs = held.items() if isinstance(held, dict) else ()
+    return {key: value for key, value in pairs if type(value) is kind}

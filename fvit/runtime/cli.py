@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -26,7 +26,8 @@ from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import Batch, load
 from fvit.runtime.run import Run, Told
-from fvit.runtime.summary import Summary
+from fvit.runtime.summary import Summary, check_place
+from fvit.runtime.thumbnails import FOLDER
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -180,6 +181,8 @@ def fvit_certify(
         parquet.pyarrow()
     if cores is not None and ray is None:
         raise FvitError("--cores is each worker's on a cluster: give --ray")
+    if summary is not None:
+        check_place(summary)
     drawn = out is not None and not no_pictures
     if drawn:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
@@ -190,7 +193,10 @@ def fvit_certify(
     if not places:
         raise FvitError("there is no image: name files, folders or patterns, or give a --list of them")
     files = find_images(
-        places, recursive=recursive, on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}")
+        places,
+        recursive=recursive,
+        results=() if out is None else (out, out / FOLDER),
+        on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}"),
     )
     with _certifier(bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told) as certifier:
         manifest = certifier.bundle.manifest
@@ -208,15 +214,14 @@ def fvit_certify(
                 certifier, terms, files, journal, told, came_to, right, seconds=seconds, drawn=drawn,
                 save_input=save_input, max_pixels=max_pixels,
             )  # fmt: skip
-            try:
+            with ExitStack() as whatever_happens:  # the last is called first, and none keeps another from it
+                if summary is not None:
+                    whatever_happens.callback(came_to.write, summary)
+                whatever_happens.callback(run.keep_labels)
+                whatever_happens.callback(run.report)
                 run.certify()
                 if journal is not None and format_ is Formats.parquet:
                     parquet.write_parquet(journal, journal.folder / parquet.NAME)
-            finally:
-                if summary is not None:
-                    came_to.write(summary)
-                run.keep_labels()
-                run.report()
     if came_to.failed:
         raise typer.Exit(1)
 

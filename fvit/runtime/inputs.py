@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
+import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 from fvit.errors import FvitError
 from fvit.runtime.images import SPECIAL, SUFFIXES, reason_of
@@ -22,11 +25,15 @@ LONGEST_PATH = 4096
 
 OnSkip = Callable[[str, str], Any]
 
+Seen: TypeAlias = "set[tuple[int, int]]"
+"""Folders, by device and inode: links may give one folder paths without end."""
+
 
 def find_images(
     places: Iterable[str | Path],
     *,
     recursive: bool = False,
+    results: Collection[Path] = (),
     on_skip: OnSkip = lambda file, reason: None,
 ) -> list[str]:
     """The paths of the image files among the places, in the order of the places and then of names.
@@ -34,13 +41,19 @@ def find_images(
     A place is a file, whatever it is called; a folder, which is searched for files with an image's suffix,
     and where `recursive` so is every folder in it; or, where nothing is called so, a pattern of files and
     folders (*, ?, [] and **). What has an image's suffix and is no regular file (a pipe, a device, a broken
-    link) is left out; on_skip is told which, and why. Raises FvitError where a place does not exist, cannot
+    link) is left out, and so is what a search finds right in the folders of `results`, where an earlier run
+    may have put it; on_skip is told which, and why. Raises FvitError where a place does not exist, cannot
     be read or holds no image.
     """
     found: list[str] = []
+    left_out: Counter[Path] = Counter()
+    result_folder = _folder_among(results)
     for place in map(str, places):
         try:
-            inside = list(dict.fromkeys(_images(place, recursive=recursive, on_skip=on_skip)))
+            if _is_named(place):
+                found.append(place)
+                continue
+            inside = list(dict.fromkeys(_searched(place, recursive=recursive, on_skip=on_skip)))
         except FileNotFoundError:
             raise FvitError(f"{place} does not exist") from None
         except (OSError, ValueError) as error:
@@ -48,45 +61,113 @@ def find_images(
         if not inside:
             deeper = "" if recursive else "; --recursive also searches the folders in it"
             raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))}){deeper}")
-        found += inside
+        folders = {file: result_folder(file) for file in inside}
+        if all(folders.values()):
+            raise FvitError(f"{place} holds no image but where the results go: choose another --out")
+        left_out.update(filter(None, folders.values()))
+        found += [file for file, folder in folders.items() if folder is None]
+    for folder, count in left_out.items():
+        on_skip(f"{folder}/*", f"results go there; images left out: {count:,}")
     return found
 
 
-def _images(place: str, *, recursive: bool, on_skip: OnSkip) -> Iterator[str]:
-    seen: set[tuple[int, int]] = set()
+def _folder_among(folders: Collection[Path]) -> Callable[[str], Path | None]:
+    """Which of these folders a file lies right in, whatever links lead there."""
+    known = {os.path.realpath(folder): folder for folder in folders}
+
+    @functools.cache
+    def found(parent: str) -> Path | None:
+        return known.get(os.path.realpath(parent))
+
+    return lambda file: found(os.path.dirname(file))  # noqa: PTH120 - of text, a million times
+
+
+def _is_named(place: str) -> bool:
+    """Whether this is the path of a file, and no folder or pattern; raises FileNotFoundError where it is
+    nothing."""
     if Path(place).is_dir():
-        yield from _inside(place, recursive=recursive, on_skip=on_skip, seen=seen)
-        return
+        return False
     try:
         Path(place).lstat()
     except FileNotFoundError:
         if not glob.has_magic(place):
             raise
-    else:
-        yield place
-        return
-    for match in sorted(glob.iglob(place, recursive=True)):  # noqa: PTH207 - of text, as it was given
+        return False
+    return True
+
+
+def _searched(place: str, *, recursive: bool, on_skip: OnSkip) -> Iterator[str]:
+    """The images of a folder, or of what a pattern stands for."""
+    seen: Seen = set()
+    for match in [place] if Path(place).is_dir() else _matches(place):
         if Path(match).is_dir():
             yield from _inside(match, recursive=recursive, on_skip=on_skip, seen=seen)
         elif _named_as_image(match) and _is_regular(match, on_skip):
             yield match
 
 
-def _inside(folder: str, *, recursive: bool, on_skip: OnSkip, seen: set[tuple[int, int]]) -> Iterator[str]:
+def _matches(pattern: str) -> list[str]:
+    """What a pattern stands for, in the order of names: as glob has it, but that ** comes to every folder
+    once."""
+    found = [pattern[: len(pattern) - len(pattern.lstrip("/"))]]
+    for part in re.findall("[^/]+/*", pattern):
+        found = list(_matching(found, part))
+    return sorted(each or os.curdir for each in found)
+
+
+def _matching(folders: list[str], part: str) -> Iterator[str]:
+    """What a part of a pattern stands for in these folders, each of which ends with a slash, or is empty and
+    the current one."""
+    seen: Seen = set()
+    for folder in folders:
+        if part.rstrip("/") == "**":
+            yield from _deeper(folder, seen)
+        else:
+            yield from _entries(folder, part)
+
+
+def _deeper(top: str, seen: Seen) -> Iterator[str]:
+    """A folder and those in it, but for hidden ones."""
+    left = [top]
+    while left:
+        folder = left.pop()
+        if _is_new(folder, seen):
+            yield folder
+            left += sorted(_entries(folder, "*/"), reverse=True)
+
+
+def _entries(folder: str, part: str) -> Iterator[str]:
+    return (folder + name for name in glob.iglob(part, root_dir=folder))  # noqa: PTH207 - of text, as given
+
+
+def _inside(top: str, *, recursive: bool, on_skip: OnSkip, seen: Seen) -> Iterator[str]:
     """The images of a folder, then those of the folders in it."""
-    if recursive:  # where a link leads back up, this ends
-        status = Path(folder).stat()
-        if (here := (status.st_dev, status.st_ino)) in seen:
-            return
-        seen.add(here)
-    with os.scandir(folder) as entries:
-        inside = sorted(entries, key=lambda entry: entry.name)
-    deeper = {entry.path: None for entry in inside if recursive and entry.is_dir()}
-    for entry in inside:
-        if _named_as_image(entry.name) and entry.path not in deeper and _is_regular(entry.path, on_skip):
-            yield entry.path
-    for each in deeper:
-        yield from _inside(each, recursive=recursive, on_skip=on_skip, seen=seen)
+    left = [top]
+    while left:
+        folder = left.pop()
+        if recursive and not _is_new(folder, seen):
+            continue
+        with os.scandir(folder) as entries:
+            inside = sorted(entries, key=lambda entry: entry.name)
+        deeper = {entry.path: None for entry in inside if recursive and _is_folder(entry)}
+        for entry in inside:
+            if _named_as_image(entry.name) and entry.path not in deeper and _is_regular(entry.path, on_skip):
+                yield entry.path
+        left += reversed(deeper)
+
+
+def _is_new(folder: str, seen: Seen) -> bool:
+    """Whether this folder was not seen yet; it is from now on."""
+    status = Path(folder).stat()
+    here = (status.st_dev, status.st_ino)
+    new = here not in seen
+    seen.add(here)
+    return new
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # Of a link that leads to itself the entry would raise an error.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _named_as_image(name: str) -> bool:

@@ -26,6 +26,9 @@ from fvit.runtime.lock import Lock, lies_at
 NAME = "certificates.jsonl"
 LOCK = NAME + ".lock"
 
+LONGEST = 1 << 24
+"""Bytes of a line: a record of ten thousand tokens takes a fifth of this."""
+
 HEAD = b'{"image": "'
 """How every line begins, by which a line that was cut off is told from what is no journal."""
 
@@ -104,18 +107,22 @@ class Journal:
 
     def __iter__(self) -> Iterator[Certificate]:
         """All records, in the order in which they were made. Raises FvitError where one is damaged."""
-        places = (place for of in self._places.values() for each in of.values() for place in each)
-        for start, length in sorted((place.start, place.length) for place in places):
+        for start, length in sorted((place.start, place.length) for place in self._kept()):
             yield self._certificate(start, length)
 
     def append(self, record: dict[str, Any]) -> None:
         """Write one line and push it to the disk.
 
-        Raises FvitError where that fails, or where something else has changed the file; nothing of this
-        record is in it then.
+        Raises FvitError where that fails, where the record is longer than LONGEST, or where something else
+        has changed the file; nothing of this record is in it then.
         """
         line = json.dumps({"image": record["image"]} | record, ensure_ascii=False)
         data = ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", line).encode()
+        if len(data) >= LONGEST:
+            raise FvitError(
+                f"the record of {record['image']} would have {len(data):,} bytes, more than a line of {NAME} "
+                f"may have ({LONGEST:,}): give fewer --top-k"
+            )
         try:
             self._check_untouched()
             try:
@@ -139,7 +146,9 @@ class Journal:
         number = 0
         # Lines of bytes, because lines of text would also end at U+2028 and its like.
         with os.fdopen(os.dup(self._journal), "rb") as lines:
-            for line in lines:
+            while line := lines.readline(LONGEST + 1):
+                if len(line) > LONGEST:
+                    raise _no_record(self.file, number + 1)
                 self._size += len(line)
                 if _is_torn(line):
                     break
@@ -153,12 +162,18 @@ class Journal:
         digest = bytes.fromhex(record["pixels_sha256"])
         places[digest] = (*places.get(digest, ()), Place(record["seed"], start, length))
 
+    def _kept(self) -> Iterator[Place]:
+        return (place for of in self._places.values() for each in of.values() for place in each)
+
     def _certificate(self, start: int, length: int) -> Certificate:
         try:
             return Certificate.model_validate(json.loads(os.pread(self._journal, length, start)))
         except (OSError, ValidationError, ValueError) as error:
-            before = os.pread(self._journal, start, 0)
-            raise _no_record(self.file, 1 + before.count(b"\n")) from error
+            raise _no_record(self.file, self._number(start)) from error
+
+    def _number(self, start: int) -> int:
+        """Of the line that starts there: every line is a record."""
+        return 1 + sum(place.start < start for place in self._kept())
 
     def _check_untouched(self) -> None:
         if not lies_at(self._journal, self.file) or os.fstat(self._journal).st_size != self._size:

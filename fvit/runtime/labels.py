@@ -7,8 +7,9 @@ import io
 import os
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from fvit.errors import FvitError
 from fvit.runtime.images import reason_of
@@ -19,6 +20,9 @@ FOLDERS = "folders"
 
 SEVERAL = -1
 """In the place of an index: more than one class is called so."""
+
+LONGEST_LINE = 1 << 20
+"""Characters: csv bounds a field, and only when its line is in memory."""
 
 
 def labels_of(files: Sequence[str], source: str, *, names: Sequence[str]) -> array[int]:
@@ -53,7 +57,7 @@ def _of_csv(source: str) -> dict[str, str]:
     try:
         with open_plain(source) as opened:
             text = io.TextIOWrapper(opened, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            lines = csv.DictReader(text)
+            lines = csv.DictReader(short_lines(text))
             if missing := {"file", "label"} - set(lines.fieldnames or ()):
                 found = ", ".join(lines.fieldnames or ()) or "nothing"
                 raise FvitError(
@@ -70,6 +74,16 @@ def _of_csv(source: str) -> dict[str, str]:
     except (OSError, ValueError, csv.Error) as error:
         raise FvitError(f"{source} cannot be read as CSV: {reason_of(error)}") from error
     return known
+
+
+def short_lines(text: TextIO) -> Iterator[str]:
+    """Raises csv.Error of a line that is too long."""
+    number = 0
+    while line := text.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise csv.Error(f"line {number} is longer than {LONGEST_LINE:,} characters")
+        yield line
 
 
 def _absolute(file: str | Path) -> str:

@@ -74,9 +74,9 @@ def load(
     no number from 1 on.
     """
     if not isinstance(device, str):
-        raise FvitError(f"device = {device}: give its name, such as cpu")
+        raise FvitError(f"device = {device!r}: give its name, such as cpu")
     if cores is not None and not (isinstance(cores, int | np.integer) and cores >= 1):
-        raise FvitError(f"cores = {cores}: give a number of CPU cores from 1 on")
+        raise FvitError(f"cores = {cores!r}: give a number of CPU cores from 1 on")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     passed_over: list[str] = []
     for choice in [f"{kind}:0" for kind in ON_GPU] if device == "auto" else []:
@@ -111,7 +111,7 @@ def _on(bundle: Bundle, *, device: str, batch: Batch | None, cores: int | None) 
     if not (batch is None or (isinstance(batch, str) and batch == "auto")) and not (
         isinstance(batch, int) and batch >= 1
     ):
-        raise FvitError(f"batch = {batch}: give a number of copies from 1 on, or auto")
+        raise FvitError(f"batch = {batch!r}: give a number of copies from 1 on, or auto")
     if device in ON_CPU:
         place = _on_cpu(bundle, device=device, cores=cores or _available())
     else:
@@ -154,7 +154,7 @@ def _faster_on_cpu(bundle: Bundle, *, cores: int) -> tuple[str, str]:
     key = f"{bundle.digest} {_cores(cores)} {versions} {code()}"
     otherwise = "give --device cpu or openvino"
     try:
-        found = remembered(cache_folder() / "engines.json", key, faster, otherwise=otherwise)
+        found = remembered(cache_folder() / "engines.json", key, faster, kind=str, otherwise=otherwise)
     except _Unmeasured as reason:  # which may be gone next time
         return "cpu", f"openvino: {reason}"
     if found not in ON_CPU:
@@ -239,7 +239,7 @@ def _on_gpus(bundle: Bundle, *, device: str, batch: Batch | None) -> Place:
     indices = numbers.split(",")
     if kind not in ON_GPU or not all(map(GPU_NUMBER.fullmatch, indices)) or len(set(indices)) < len(indices):
         raise FvitError(
-            f"unknown device '{device}': use cpu, openvino or auto, tensorrt:0, ort-tensorrt:0 or cuda:0 "
+            f"unknown device {device!r}: use cpu, openvino or auto, tensorrt:0, ort-tensorrt:0 or cuda:0 "
             "for the first GPU, cuda:0,1 for the first two"
         )
     from fvit.runtime.gpu.counter import DeviceCounter
@@ -270,7 +270,8 @@ def _fastest(bundle: Bundle, place: Place, *, device: str) -> int:
     key = f"{bundle.digest} {device} {place.pipeline.engine} {place.hardware} {code()}"
     return remembered(
         cache_folder() / "batches.json", key,
-        lambda: fastest_batch(lambda rows: _seconds(bundle, place, rows)), otherwise="give --batch a number",
+        lambda: fastest_batch(lambda rows: _seconds(bundle, place, rows)), kind=int,
+        otherwise="give --batch a number",
     )  # fmt: skip
 
 

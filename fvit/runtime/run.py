@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from operator import length_hint
 from pathlib import Path
@@ -29,6 +29,9 @@ from fvit.runtime.truth import write_truth
 
 LONGEST_STEM = 200
 """Bytes of an image's name that its pictures carry: a name may have 255 on most file systems."""
+
+INPUT = "-input.png"
+"""How the names of pixels that were certified end."""
 
 PAGE = 500
 """Rows of a table: those of many images are several, each printed as soon as it is full."""
@@ -75,6 +78,7 @@ class Run:
     _rows: list[Row] = field(default_factory=list)
     _seen: dict[bytes, int] = field(default_factory=dict)
     _resized: bool = False
+    _undrawn: int = 0
 
     def __post_init__(self) -> None:
         self._progress = Progress(
@@ -104,11 +108,18 @@ class Run:
         if not self.told.quiet:
             self._print_rows()
             if summary.before:
-                console.print(f"{summary.before} of them were done before and are read from {NAME}")
+                had = "" if self.seconds is None else ", with the copies that they got then"
+                console.print(f"{summary.before} of them were done before and are read from {NAME}{had}")
+            if self._undrawn:
+                console.print(
+                    f"{self._undrawn} of those have no picture: they are drawn where they are certified, "
+                    "with another --out"
+                )
             if summary.records and summary.asked:
                 console.print(summary.table())
             if self.journal is not None and summary.records:
-                what = "records and pictures are" if self.drawn else "records are"
+                some = self.drawn and self._undrawn < summary.records
+                what = "records and pictures are" if some else "records are"
                 folder = commands.one_line(str(self.journal.folder))
                 console.print(Text(f"{what} in {folder}"), soft_wrap=True)
         if summary.failed:
@@ -155,6 +166,9 @@ class Run:
         if self.journal is not None:
             done = self.journal.find(picture, self.terms, bundle=self.certifier.bundle.digest)
             if done is not None:
+                self._undrawn += self.drawn and not self._place(picture, ".png").exists()
+                if self.save_input and not self._place(picture, INPUT).exists():
+                    self._save_input(picture)
                 self._tell(picture, done, before=True)
                 return None
         if picture.resized_from is not None and not self._resized:
@@ -170,7 +184,12 @@ class Run:
 
     def _keep(self, done: Certified) -> None:
         if self.journal is not None:
-            self._draw(done, self.journal.folder)
+            # Pictures go before the record: a record that is there then implies its pictures.
+            if self.drawn:
+                with _writing(self.journal.folder):
+                    done.draw(self._place(done.picture, ".png"))
+            if self.save_input:
+                self._save_input(done.picture)
             self.journal.append(done.certificate.to_dict())
         self._tell(done.picture, done.certificate, before=False)
 
@@ -185,22 +204,27 @@ class Run:
             self._print_rows()
             self._progress.start()
 
-    def _draw(self, done: Certified, folder: Path) -> None:
-        # Pictures go before the record: a record that is there then implies its pictures.
+    def _save_input(self, picture: Picture) -> None:
         from fvit.runtime.pictures import written_whole
 
+        file = self._place(picture, INPUT)
+        with _writing(file.parent), written_whole(file) as part:
+            Image.fromarray(picture.pixels.transpose(1, 2, 0)).save(part, format="png")
+
+    def _place(self, picture: Picture, ending: str) -> Path:
+        """Of something drawn of a picture."""
+        assert self.journal is not None
         # As long as a file system lets a name be, with what is added to it.
-        picture = done.picture
         name = os.fsdecode(os.fsencode(Path(picture.name).stem)[:LONGEST_STEM])
-        stem = f"{name}-{picture.pixels_sha256[:8]}"
-        try:
-            if self.drawn:
-                done.draw(folder / f"{stem}.png")
-            if self.save_input:
-                with written_whole(folder / f"{stem}-input.png") as part:
-                    Image.fromarray(picture.pixels.transpose(1, 2, 0)).save(part, format="png")
-        except OSError as error:
-            raise FvitError(f"cannot write a picture to {folder}: {error.strerror}") from error
+        return self.journal.folder / f"{name}-{picture.pixels_sha256[:8]}{ending}"
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise FvitError(f"cannot write a picture to {folder}: {error.strerror}") from error
 
 
 class Pictures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,14 @@ from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.runtime.pictures import written_whole
+
+
+def check_place(file: Path) -> None:
+    """Raises FvitError where no summary can be written, which is to be known before the work is done."""
+    if file.exists() and not file.is_file():  # what takes its place would take that of a device
+        raise FvitError(f"--summary {file} is no regular file: choose another place")
+    if not os.access(file.parent, os.W_OK | os.X_OK):
+        raise FvitError(f"--summary {file}: {file.parent} is no folder to write to: choose another place")
 
 
 @dataclass
@@ -105,8 +114,6 @@ class Summary:
     def write(self, file: Path) -> None:
         """Write it as JSON, whole or not at all; raises FvitError where that fails."""
         try:
-            if file.exists() and not file.is_file():  # what takes its place would take that of a device
-                raise FvitError(f"--summary {file} is no regular file: choose another place")
             with written_whole(file) as part:
                 part.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
         except OSError as error:

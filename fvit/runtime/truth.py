@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fvit.errors import FvitError
+from fvit.runtime.labels import short_lines
 from fvit.runtime.pictures import written_whole
 
 NAME = "labels.csv"
@@ -36,7 +36,8 @@ def read_truth(folder: Path) -> dict[str, tuple[int, str]]:
     Raises FvitError where it is not as it was written."""
     file = folder / NAME
     try:
-        lines = list(csv.reader(io.StringIO(file.read_text(encoding="utf-8"), newline="")))
+        with file.open(encoding="utf-8", newline="") as opened:
+            lines = list(csv.reader(short_lines(opened)))
     except FileNotFoundError:
         return {}
     except OSError as error:

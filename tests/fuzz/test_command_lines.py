@@ -162,6 +162,7 @@ COMMANDS = {
     }),
     "verify": Command("verify", [NAME], (), {
         "--bundle": PLACES, "--images": PLACES, "--device": TEXTS, "--max-pixels": COUNTS,
+        "--max-copies": COUNTS,
     }),
     "evaluate": Command("evaluate", ["bundle", one_of("images", "photos", "labels.csv")], ("--out", "out"), {
         "--out": PLACES, "--limit": COUNTS, "--sigma": FLOATS, "--n": COUNTS, "--alpha": FLOATS,

@@ -30,6 +30,7 @@ from fvit.runtime import cli, pictures, run
 from fvit.runtime.images import read_image
 from fvit.runtime.journal import LOCK, NAME, Journal
 from fvit.runtime.plain import classify_plain
+from fvit.runtime.summary import Summary
 from fvit.runtime.thumbnails import FOLDER
 from fvit.runtime.truth import read_truth
 from tests.commands import Ended, ended, here, obey_modes, started
@@ -427,6 +428,23 @@ def test_images_come_from_folders_in_folders_patterns_and_lists(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_what_a_run_wrote_among_the_images_is_none_of_the_next_one(
+    certify: Certify, samples: list[Path], tmp_path: Path
+) -> None:
+    image = shutil.copy(samples[0], tmp_path)
+    for places in ((tmp_path, "--recursive"), (f"{tmp_path}/**/*.*",)):
+        for _ in range(2):
+            done = certify(*places, *FAST, "--save-input", "--out", tmp_path / "out")
+            assert done.status == 0
+            assert [record["image"] for record in records(tmp_path / "out")] == [str(image)]
+        assert done.stderr.splitlines() == [
+            f"{tmp_path}/out/* is skipped: results go there; images left out: 2",
+            f"{tmp_path}/out/thumbnails/* is skipped: results go there; images left out: 2",
+        ]
+    assert "choose another --out" in certify(tmp_path, *FAST, "--out", tmp_path).refusal
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("deciding", [(), ("--radius", "0.05")])
 def test_with_labels_the_summary_says_how_much_is_certified_and_right(
     certify: Certify, classes: Path, tmp_path: Path, deciding: tuple[str, ...]
@@ -508,6 +526,36 @@ def test_records_alone_need_no_pictures(
     assert (done.status, done.stderr) == (0, "")
     assert f"records are in {tmp_path}" in done.stdout
     assert [entry.name for entry in tmp_path.iterdir()] == [NAME]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_of_records_that_are_there_pictures_are_not_claimed_and_inputs_are_saved(
+    certify: Certify, samples: list[Path], tmp_path: Path
+) -> None:
+    certify(samples[0], *FAST, "--out", tmp_path, "--no-pictures")
+    done = certify(samples[0], *FAST, "--out", tmp_path, "--save-input")
+    assert "1 of those have no picture" in done.stdout
+    assert f"records are in {tmp_path}" in done.stdout
+    (saved,) = tmp_path.glob("*-input.png")
+    assert np.array_equal(np.asarray(Image.open(saved)), np.asarray(Image.open(samples[0]).convert("RGB")))
+
+
+def test_what_a_run_came_to_is_told_even_where_its_summary_cannot_be_written(
+    certify: Certify, samples: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = certify(samples[0], *FAST, "--summary", tmp_path / "absent" / "s.json")
+    assert "absent is no folder to write to" in refused.refusal
+
+    def full(summary: Summary, file: Path) -> None:
+        raise FvitError(f"cannot write {file}: No space left on device")
+
+    monkeypatch.setattr(Summary, "write", full)
+    done = certify(samples[0], *FAST, "--summary", tmp_path / "s.json")
+    assert (done.status, done.stderr) == (
+        1,
+        f"error: cannot write {tmp_path / 's.json'}: No space left on device\n",
+    )
+    assert samples[0].stem in done.stdout
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -1,3 +1,4 @@
+import inspect
 import io
 import os
 import stat
@@ -50,14 +51,29 @@ def test_places_come_in_the_order_in_which_they_are_given_whatever_files_are_cal
         ("*/?.png", ["cat/1.png", "cat/2.png"]),
         ("**/*.gif", ["dog/deep/down/3.gif"]),
         ("**", ["a.jpeg", "b.PNG", "c.tiff", "cat/1.png", "cat/2.png", "dog/deep/down/3.gif"]),
+        ("**/*.png", ["cat/1.png", "cat/2.png"]),
+        ("**/d*/**/*.gif", ["dog/deep/down/3.gif"]),
+        ("**/**/1.png", ["cat/1.png"]),
+        ("*/", ["cat/1.png", "cat/2.png"]),
+        ("cat/./../c*/[!1].*", ["cat/../cat/2.png"]),
+        (".h*/*", [".hidden/4.png"]),
     ],
 )
 def test_a_pattern_names_images_and_folders_of_them_each_once(
     tree: Path, pattern: str, matches: list[str]
 ) -> None:
     (tree / "empty").rmdir()
-    found = names(find_images([tree / pattern]), tree)
+    (tree / ".hidden").mkdir()
+    (tree / ".hidden" / "4.png").touch()
+    found = names(find_images([f"{tree}/{pattern}"]), tree)
     assert sorted(found) == matches
+
+
+def test_what_a_pattern_finds_is_called_as_the_pattern_begins(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tree)
+    assert find_images(["**/*.png", "./**/2.png"]) == ["cat/1.png", "cat/2.png", "./cat/2.png"]
 
 
 def test_a_name_that_looks_like_a_pattern_is_a_name_where_there_is_such_a_file(tree: Path) -> None:
@@ -71,6 +87,94 @@ def test_a_link_that_leads_back_up_is_followed_once(tree: Path) -> None:
     found = names(find_images([tree], recursive=True), tree)
     assert len(found) == 6
     assert "cat/1.png" in found
+
+
+@pytest.mark.parametrize("pattern", ["**/*.png", "**/cat/**/*.png", "*/**/*.png"])
+def test_two_stars_come_to_a_folder_once_though_a_link_leads_back_up(tree: Path, pattern: str) -> None:
+    (tree / "dog" / "back").symlink_to(tree)
+    assert len(find_images([tree / pattern])) == 2
+
+
+def test_a_link_that_leads_to_itself_is_no_folder(tree: Path) -> None:
+    (tree / "dog" / "loop").symlink_to("loop")
+    assert len(find_images([tree], recursive=True)) == 6
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.png"])
+def test_folders_may_be_nested_deeper_than_calls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    folder = tmp_path
+    for _ in range(200):
+        folder /= "d"
+        folder.mkdir()
+    (folder / "a.png").touch()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 150)
+    try:
+        assert find_images([tmp_path / pattern], recursive=True) == [str(folder / "a.png")]
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+# Results among the images.
+
+
+@pytest.fixture
+def results(tree: Path) -> tuple[Path, Path]:
+    """Where a run puts its own, by a link too."""
+    (tree / "also").symlink_to(tree / "out")
+    return tree / "out", tree / "out" / "thumbnails"
+
+
+def run_into(folder: Path) -> None:
+    """Leave what a run leaves."""
+    (folder / "thumbnails").mkdir(parents=True)
+    for name in ("1-0a.png", "2-0b.png", "thumbnails/0a.webp"):
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.*"])
+def test_a_search_that_comes_by_its_own_results_finds_what_it_found_before(
+    tree: Path, results: tuple[Path, Path], pattern: str
+) -> None:
+    skipped: list[tuple[str, str]] = []
+
+    def found() -> list[str]:
+        return find_images(
+            [tree / pattern], recursive=True, results=results, on_skip=lambda *said: skipped.append(said)
+        )
+
+    before = found()
+    assert (len(before), skipped) == (6, [])
+    run_into(tree / "out")
+    assert found() == before
+    assert sorted(skipped) == [
+        (f"{tree}/out/*", "results go there; images left out: 2"),
+        (f"{tree}/out/thumbnails/*", "results go there; images left out: 1"),
+    ]
+
+
+def test_images_deeper_in_the_folder_of_results_are_none_of_them(
+    tree: Path, results: tuple[Path, Path]
+) -> None:
+    run_into(tree)
+    found = find_images([tree], recursive=True, results=(tree, tree / "thumbnails"))
+    assert names(found, tree) == ["cat/1.png", "cat/2.png", "dog/deep/down/3.gif"]
+
+
+def test_a_file_of_the_results_that_is_named_is_an_image(tree: Path, results: tuple[Path, Path]) -> None:
+    run_into(tree / "out")
+    assert find_images([tree / "out" / "1-0a.png"], results=results) == [str(tree / "out" / "1-0a.png")]
+
+
+@pytest.mark.parametrize("pattern", ["", "*.jpeg"])
+def test_images_that_lie_where_the_results_go_are_refused_at_every_run(tree: Path, pattern: str) -> None:
+    for _ in ("before a run", "after it"):
+        with pytest.raises(FvitError, match="holds no image but where the results go: choose another --out"):
+            find_images([tree / pattern], results=(tree, tree / "thumbnails"))
+        if not (tree / "thumbnails").exists():
+            run_into(tree)
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

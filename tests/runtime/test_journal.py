@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -283,6 +284,33 @@ def test_a_file_that_is_no_journal_is_named_by_its_line_and_never_altered(
     assert len(str(caught.value).splitlines()) == 1
     assert (out / NAME).read_bytes() == data
     assert [entry.name for entry in out.iterdir()] == [NAME]
+
+
+def test_a_line_without_end_is_no_record_and_not_read_to_its_end(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fvit.runtime.journal.LONGEST", 1 << 16)
+    write(out, line(RECORD))
+    with (out / NAME).open("r+b") as sparse:
+        sparse.truncate(1 << 26)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FvitError, match=f"{NAME}, line 2 is no record"):
+            Journal(out)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 23
+    finally:
+        tracemalloc.stop()
+
+
+def test_no_line_is_written_that_is_too_long_to_be_read(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fvit.runtime.journal.LONGEST", len(line(RECORD)))
+    with Journal(out) as opened:
+        opened.append(RECORD)
+        with pytest.raises(FvitError, match=r"the record of a_\.png would have .* give fewer --top-k"):
+            opened.append(numbered(2, image="a_.png"))
+        opened.append(numbered(3))
+    with Journal(out) as opened:
+        assert found(opened, 1) == RECORD and found(opened, 2) is None and found(opened, 3) == numbered(3)
 
 
 def test_a_record_that_was_altered_is_refused_when_it_is_wanted(out: Path) -> None:

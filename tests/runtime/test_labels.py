@@ -1,3 +1,4 @@
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,7 @@ def test_a_path_goes_before_a_bare_name(tmp_path: Path) -> None:
         ("image,class\na.png,cat\n", "no column file and no column label: its first line names image, class"),
         ("", "its first line names nothing"),
         ("file,label\n" + "x" * 200_000, "cannot be read as CSV"),
+        ("file,label\n" + "x," * (1 << 20), "cannot be read as CSV: line 2 is longer"),
         ("file,label\na\0.png,cat\n", "labels.csv"),
     ],
 )
@@ -84,6 +86,20 @@ def test_a_csv_that_lacks_something_says_what(tmp_path: Path, text: str, said: s
     with pytest.raises(FvitError, match=said) as caught:
         labels_of([str(tmp_path / "a.png")], written(tmp_path, text), names=NAMES)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_line_without_end_is_not_read_to_it(tmp_path: Path) -> None:
+    with (tmp_path / "labels.csv").open("wb") as sparse:
+        sparse.truncate(1 << 26)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            FvitError, match="cannot be read as CSV: line 1 is longer than 1,048,576 characters"
+        ):
+            labels_of(["a.png"], str(tmp_path / "labels.csv"), names=NAMES)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("place", "said"), [("absent.csv", "No such file"), ("/dev/zero", "is a device")])

@@ -11,7 +11,7 @@ from rich.console import Console
 from fvit.certificates.record import Certificate
 from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
-from fvit.runtime.summary import Summary
+from fvit.runtime.summary import Summary, check_place
 from tests.runtime.test_journal import TERMS, picture, record_of
 
 
@@ -112,6 +112,9 @@ def test_nothing_is_certified_of_nothing() -> None:
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FvitError, match=r"cannot write .*absent/s\.json: No such file or directory"):
         summary().write(tmp_path / "absent" / "s.json")
+    with pytest.raises(FvitError, match=r"absent/s\.json: .*absent is no folder to write to"):
+        check_place(tmp_path / "absent" / "s.json")
     for place in (tmp_path, Path("/dev/null")):
         with pytest.raises(FvitError, match="is no regular file"):
-            summary().write(place)
+            check_place(place)
+    check_place(tmp_path / "s.json")

@@ -1,20 +1,26 @@
+import gc
+import io
 import json
 import os
 import random
 import shutil
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import fvit
 from fvit.certificates.record import Certificate
 from fvit.certificates.tally import Tally
 from fvit.certificates.terms import Terms
 from fvit.runtime import verifying
+from fvit.runtime.images import Picture, read_image
+from fvit.runtime.verifying import lines_of
 from tests.commands import Ended, here
 
 Record = dict[str, Any]
@@ -150,22 +156,23 @@ def test_a_field_that_is_there_twice_makes_no_record(
     assert summary.startswith("1 of 2 records")
 
 
-def made_of(vit: fvit.FaithfulViT, terms: dict[str, Any], *, tokens: int = 64) -> Record:
+def made_of(vit: fvit.FaithfulViT, terms: dict[str, Any], *, tokens: int = 64, classes: int = 10) -> Record:
     """A record that follows, of copies that nobody drew."""
     asked: dict[str, Any] = {
         "sigma": 0.25, "n": 40, "alpha": 0.1, "k": (10,), "beta": 0.8, "aggregate": "vote", "seed": 1,
         "size": vit.pipeline.image_size,
     }  # fmt: skip
     of = Terms(**(asked | terms))
-    tally = Tally(10, tokens, of.k)
+    tally = Tally(classes, tokens, of.k)
     attribution = np.exp(-np.arange(tokens, dtype=np.float32))
-    tally.add(
-        np.tile(np.eye(10, dtype=np.float32)[7], (of.n, 1)),
-        np.tile(attribution / attribution.sum(), (of.n, 1)),
-    )
+    tally.add(np.eye(classes, dtype=np.float32)[-3:-2], (attribution / attribution.sum())[None])
+    tally.copies *= of.n
+    for counted in (tally.counts, tally.votes, tally.sums):
+        counted *= of.n
     made = Certificate.of(
-        tally, of, image="forged.png", sha256="0" * 64, pixels_sha256="0" * 64, labels="0123456789",
-        grid=(tokens // 8, 8), engine=vit.engine, bundle=vit.bundle.digest, seconds=1.0,
+        tally, of, image="forged.png", sha256="0" * 64, pixels_sha256="0" * 64,
+        labels=tuple(map(str, range(classes))), grid=(tokens // 8, 8), engine=vit.engine,
+        bundle=vit.bundle.digest, seconds=1.0,
     )  # fmt: skip
     return made.to_dict()
 
@@ -176,15 +183,111 @@ def test_records_that_this_bundle_cannot_have_made_are_rows_too(
     forged = [
         made_of(vit, {"sigma": 100.0}),
         made_of(vit, {"size": (32, 128)}),
+        made_of(vit, {}, tokens=256),
         made_of(vit, {"k": (100,)}, tokens=256),
+        made_of(vit, {}, classes=13),
     ]
     lines = [record | {"pixels_sha256": made[0]["pixels_sha256"]} for record in forged]
-    assert rows(verify(lines)) == ["follows"] * 3
+    assert rows(verify(lines)) == ["follows"] * 5
     said = rows(verify([*lines, made[0]], *again))
     assert "cannot be drawn here: σ = 100" in said[0]
     assert said[1] == "size is not that of this bundle's copies"
-    assert "cannot be drawn here: k = 100: this model has 64 tokens" in said[2]
-    assert said[3] == "follows"
+    assert said[2] == said[3] == "this bundle's tokens lie on a grid of 8×8"
+    assert said[4] == "this bundle has 10 classes, and others are counted"
+    assert said[5] == "follows"
+
+
+def test_a_record_of_more_copies_than_are_allowed_is_a_row_and_costs_none(
+    verify: Callable[..., Ended],
+    made: list[Record],
+    again: list[object],
+    vit: fvit.FaithfulViT,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert rows(verify(made[:1], *again, "--max-copies", 40)) == ["follows"]
+    forged = made_of(vit, {"n": 10**9}) | {"pixels_sha256": made[0]["pixels_sha256"]}
+    assert rows(verify([forged])) == ["follows"]
+    monkeypatch.setattr(fvit.FaithfulViT, "recount", lambda *_, **__: pytest.fail("copies are drawn"))
+    for record, options, said in (
+        (made[0], ("--max-copies", 39), "40 copies, more than --max-copies 39"),
+        (forged, (), "1,000,000,000 copies, more than --max-copies 1,000,000"),
+    ):
+        done = verify([record], *again, *options)
+        assert done.status == 1
+        assert rows(done) == [f"not drawn again: {said}"]
+
+
+def test_on_a_terminal_the_number_of_copies_is_said_before_they_are_drawn(
+    verify: Callable[..., Ended], made: list[Record], again: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, recount = io.StringIO(), fvit.FaithfulViT.recount
+    before: list[str] = []
+
+    def heard(self: fvit.FaithfulViT, *asked: Any, **named: Any) -> Certificate:
+        before.append(shown.getvalue())
+        return recount(self, *asked, **named)
+
+    monkeypatch.setattr(fvit.FaithfulViT, "recount", heard)
+    terminal = Console(file=shown, force_terminal=True, width=99, _environ={})
+    monkeypatch.setattr(verifying, "problems", terminal)
+    assert rows(verify(made[:2], *again)) == ["follows"] * 2
+    assert "line 1, drawn again: 0 of 40 copies" in before[0]
+    assert "line 2, drawn again: 0 of 40 copies" in before[1]
+
+
+def test_pixels_are_read_when_their_record_comes_and_not_kept_before(
+    verify: Callable[..., Ended],
+    made: list[Record],
+    again: list[object],
+    samples: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pictures: list[weakref.ref[Picture]] = []
+    kept: list[int] = []
+
+    def noted(file: str, **named: Any) -> Picture:
+        picture = read_image(file, **named)
+        pictures.append(weakref.ref(picture))
+        return picture
+
+    def lines(file: Path) -> Iterator[tuple[int, Any]]:
+        gc.collect()
+        kept.append(sum(picture() is not None for picture in pictures))
+        yield from lines_of(file)
+
+    monkeypatch.setattr(verifying, "read_image", noted)
+    monkeypatch.setattr(verifying, "lines_of", lines)
+    assert rows(verify(made[:1], *again)) == ["follows"]
+    assert (kept, len(pictures)) == ([0], len(samples) + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda file, other: shutil.copy(other, file), "has changed since it was read first"),
+        (lambda file, other: file.unlink(), "cannot be read: No such file or directory"),
+    ],
+)
+def test_an_image_that_changes_meanwhile_is_a_row(
+    verify: Callable[..., Ended],
+    made: list[Record],
+    samples: list[Path],
+    vit: fvit.FaithfulViT,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path, Path], Any],
+    said: str,
+) -> None:
+    file = Path(shutil.copy(made[0]["image"], tmp_path / "image.png"))
+
+    def lines(records: Path) -> Iterator[tuple[int, Any]]:
+        change(file, samples[1])
+        yield from lines_of(records)
+
+    monkeypatch.setattr(verifying, "lines_of", lines)
+    done = verify(made[:1], "--bundle", vit.bundle.folder, "--images", file)
+    assert done.status == 1
+    assert rows(done) == [f"its copies cannot be drawn here: {file} {said}"]
 
 
 def test_an_image_that_cannot_be_read_costs_its_own_record_alone(
