@@ -232,13 +232,16 @@ def write_bundle(folder: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)
-        if target.exists():
-            old = temporary.with_name(temporary.name + "-old")
-            target.rename(old)
+        old = temporary.with_name(temporary.name + "-old")
+        try:
+            if target.exists():
+                target.rename(old)
             temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        except BaseException:  # an interruption too
+            if old.exists() and not target.exists():
+                old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise FvitError(f"cannot write {target}: {error.strerror or error}") from error
     finally:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fvit.commands import Interrupted
 from fvit.engines.base import Engine, Tensor
 from fvit.errors import FvitError
 from fvit.runtime.bundle import Bundle, Manifest, check_graphs, open_bundle, seal, write_bundle
@@ -351,6 +352,25 @@ def test_a_failed_export_leaves_nothing_and_keeps_the_old_bundle(bundle: Path) -
     with pytest.raises(RuntimeError), write_bundle(bundle) as folder:
         (folder / "denoiser.onnx").write_bytes(b"half")
         raise RuntimeError
+    assert open_bundle(bundle).digest == before
+    assert [entry.name for entry in bundle.parent.iterdir()] == ["b"]
+
+
+@pytest.mark.parametrize("reason", [Interrupted, OSError(28, "No space left on device")])
+def test_an_end_between_two_names_keeps_the_old_bundle(
+    bundle: Path, reason: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, rename, renamed = open_bundle(bundle).digest, Path.rename, []
+
+    def second_fails(self: Path, target: Path) -> Path:
+        renamed.append(self)
+        if len(renamed) == 2:
+            raise reason
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    with pytest.raises((Interrupted, FvitError)):
+        write(bundle)
     assert open_bundle(bundle).digest == before
     assert [entry.name for entry in bundle.parent.iterdir()] == ["b"]
 
