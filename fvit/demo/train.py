@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,8 +40,10 @@ SeedOption = Annotated[int, typer.Option(help="Seed of everything random.")]
 StepsOption = Annotated[int, typer.Option(help="Optimiser steps.")]
 BatchOption = Annotated[int, typer.Option(help="Images a step.")]
 PoolOption = Annotated[int, typer.Option(help="Training compositions drawn once and kept.")]
+MixedOption = Annotated[str, typer.Option(help="Arithmetic of the training: bf16, fp16 or no (fp32).")]
 
 WORK = Path("build/demo-training")
+ARITHMETIC = fastest_arithmetic()
 CHECKPOINT_EVERY = 200
 NOISE_RANGE = (0.05, 1.0)
 """σ in pixel units, log-uniform: the noise levels that the denoiser is trained on."""
@@ -73,10 +76,11 @@ def classifier(
         of_tokens = torch.where(digit, labels[chosen, None], len(LABELS))
         return of_image + F.cross_entropy(token_logits.float().transpose(1, 2), of_tokens)
 
-    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / "classifier.pt").vit
+    command = _command("classifier", seed, steps, batch, pool)
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / f"{_named(command)}.pt").vit
     accuracy = _accuracy(average, compositions(1000, seed=seed, split="held-out"))
     record = {
-        "command": _command("classifier", seed, steps, batch, pool),
+        "command": command,
         "held_out_clean_accuracy": accuracy,
         "torch": torch.__version__,
     }
@@ -117,7 +121,8 @@ def denoiser(
         sigma = torch.exp(low + (high - low) * torch.rand(batch, generator=draw))
         return error(model, pixels, sigma, torch.randn(pixels.shape, generator=draw)).mean()
 
-    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / "denoiser.pt")
+    command = _command("denoiser", seed, steps, batch, pool)
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / f"{_named(command)}.pt")
     held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
     noise = torch.randn(held_out.shape, generator=drawing(seed, -1))
     with torch.no_grad():
@@ -126,7 +131,7 @@ def denoiser(
             for s in (0.12, 0.25, 0.5, 1.0)
         }
     record = {
-        "command": _command("denoiser", seed, steps, batch, pool),
+        "command": command,
         "held_out_v_error_by_sigma": errors,
         "torch": torch.__version__,
     }
@@ -140,6 +145,7 @@ def student(
     steps: StepsOption = 18_000,
     batch: BatchOption = 64,
     pool: PoolOption = 40_000,
+    mixed_precision: MixedOption = ARITHMETIC,
     work: WorkOption = WORK,
 ) -> None:
     """Train the student that stands for the denoiser, for the clean image alone."""
@@ -147,7 +153,7 @@ def student(
     trained, losses = train_student(
         models.STUDENT_SHAPE,
         images,
-        Settings(rate=2e-3, batch=batch, seed=seed, steps=steps),
+        Settings(rate=2e-3, batch=batch, seed=seed, steps=steps, mixed_precision=mixed_precision),
         size=(SIZE, SIZE),
         output_size=(SIZE, SIZE),
         work=work / "student",
@@ -160,8 +166,7 @@ def student(
         guess = _denoised(trained, held_out + level * noise, torch.full((len(held_out),), level))
         errors[str(level)] = float((guess - held_out).square().mean())
     record = {
-        "command": _command("student", seed, steps, batch, pool),
-        "arithmetic": fastest_arithmetic(),
+        "command": f"{_command('student', seed, steps, batch, pool)} --mixed-precision {mixed_precision}",
         "held_out_squared_error_by_sigma": errors,
         "loss": float(np.mean(losses[-100:])),
         "torch": torch.__version__,
@@ -176,6 +181,7 @@ def tuned(
     steps: StepsOption = 3000,
     batch: BatchOption = 32,
     pool: PoolOption = 40_000,
+    mixed_precision: MixedOption = ARITHMETIC,
     work: WorkOption = WORK,
 ) -> None:
     """Tune the classifier on what the student makes of noisy copies."""
@@ -187,15 +193,17 @@ def tuned(
         trained,
         original,
         images,
-        Settings(rate=6e-4, batch=batch, seed=seed, steps=steps),
+        Settings(rate=6e-4, batch=batch, seed=seed, steps=steps, mixed_precision=mixed_precision),
         denoise=partial(_denoised, models.load_student()),
         sigmas=(shape.lowest, shape.highest),
         work=work / "tuned",
         console=Console(),
+        origin={
+            file.stem: sha256(file.read_bytes()).hexdigest() for file in (models.CLASSIFIER, models.STUDENT)
+        },
     )
     record = {
-        "command": _command("tuned", seed, steps, batch, pool),
-        "arithmetic": fastest_arithmetic(),
+        "command": f"{_command('tuned', seed, steps, batch, pool)} --mixed-precision {mixed_precision}",
         "held_out_clean_accuracy": _accuracy(trained.model, compositions(1000, seed=seed, split="held-out")),
         "loss": float(np.mean(losses[-100:])),
         "torch": torch.__version__,
@@ -284,6 +292,11 @@ def _denoised(student: Student, noisy: Tensor, sigma: Tensor) -> Tensor:
 
 def _command(what: str, seed: int, steps: int, batch: int, pool: int) -> str:
     return f"python -m fvit.demo.train {what} --seed {seed} --steps {steps} --batch {batch} --pool {pool}"
+
+
+def _named(command: str) -> str:
+    """A checkpoint's name: another command's is another one."""
+    return "-".join(word for word in command.split("train ")[1].split() if not word.startswith("--"))
 
 
 def training_pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -36,8 +36,7 @@ CHOICES: dict[str, Any] = {
     "rescale_timesteps": False,
     "predict_xstart": False,
 }
-"""Flags that no tensor shows, with guided-diffusion's own defaults. improved-diffusion rescales timesteps
-unless told."""
+"""Flags that no tensor shows, with guided-diffusion's own defaults."""
 
 SEEN = (
     "num_channels", "num_res_blocks", "channel_mult", "attention_resolutions", "learn_sigma",
@@ -125,6 +124,11 @@ def parse_flags(text: str) -> tuple[dict[str, Any], dict[str, str]]:
             checked[name] = value
         elif name not in WITHOUT_EFFECT:
             raise FvitError(f"--adm-flags: '{name}' is unknown; known are {', '.join((*CHOICES, *SEEN))}")
+    if chosen["diffusion_steps"] != 1000 and "--rescale_timesteps" not in words:
+        raise FvitError(
+            f"--adm-flags: with diffusion_steps {chosen['diffusion_steps']} say rescale_timesteps too: "
+            "unless told improved-diffusion trains with True, guided-diffusion with False"
+        )
     return chosen, checked
 
 

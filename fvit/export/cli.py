@@ -189,7 +189,12 @@ def distill(
     sigmas: Annotated[str, typer.Option(help="Range of σ that the student will serve.")] = "0.12:1",
     share: Annotated[
         float,
-        typer.Option(help="Of the teacher's output in the loss, against the clean image.", min=0, max=1),
+        typer.Option(
+            help="Of the teacher's output in the loss, against the clean image.",
+            min=0,
+            max=1,
+            callback=commands.finite,
+        ),
     ] = 0.5,
     hours: HoursOption = 1.0,
     steps: TrainingStepsOption = None,

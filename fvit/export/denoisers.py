@@ -162,6 +162,9 @@ def load_diffusers(place: Path | str, *, null_class: int | None = None) -> Diffu
         fractional=unet.config.time_embedding_type != "learned",
         place=place,
     )
+    steps, table = len(preconditioning.schedule.alphas_cumprod), unet.config.num_train_timesteps
+    if unet.config.time_embedding_type == "learned" and table < steps:
+        raise FvitError(f"{place} has a learned table of {table} steps, and its scheduler gives it {steps}")
     if unet.config.time_embedding_type == "fourier" and preconditioning.prediction in ("edm", "consistency"):
         raise FvitError(
             f"{place} has a fourier time embedding, which takes logarithms of its own: with the times of "
@@ -184,6 +187,11 @@ def _check(unet: Any, place: Path | str) -> None:
         raise FvitError(
             f"{place} turns {channels[0]} channels into {channels[1]}: a denoiser of RGB images turns 3 "
             "into 3, or into 6 with a learned variance"
+        )
+    if unet.config.center_input_sample:
+        raise FvitError(
+            f"{place} takes images in [0,1] (center_input_sample), and a denoiser's network gets them in "
+            "[-1,1]"
         )
 
 

@@ -100,7 +100,8 @@ def distill_bundle(
             console=console,
             teacher=teacher_of(bundle, device=asked.device) if asked.share else None,
             share=asked.share,
-            origin=start.origin | {"teacher": f"{manifest.denoiser} of {bundle.digest}"},
+            origin=start.origin
+            | {"teacher": f"{manifest.denoiser} of {bundle.digest}", "device": asked.device},
         )
     if not is_first():
         return {}

@@ -211,6 +211,7 @@ def train(
         "length": "--steps" if settings.steps is not None else f"--hours {settings.hours:g}",
         "images": len(images),
         "mixed precision": settings.mixed_precision,
+        "processes": accelerator.num_processes,
     } | plan
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=0.01, betas=(0.9, 0.99))
     model, optimiser = accelerator.prepare(model, optimiser)

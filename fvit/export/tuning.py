@@ -106,7 +106,8 @@ def tune_bundle(
             sigmas=asked.sigmas,
             work=start.work,
             console=console,
-            origin=start.origin | {"tuned": f"{manifest.classifier} of {bundle.digest}"},
+            origin=start.origin
+            | {"tuned": f"{manifest.classifier} of {bundle.digest}", "device": asked.device},
         )
         if is_first():
             write(start.work / WEIGHTS, safetensors.torch.save(tuned.weights()))
@@ -122,6 +123,8 @@ def tune_bundle(
     fallen = [*lost(*clean, where="on clean images")]
     for was, now in zip(before, after, strict=True):
         fallen += lost(was, now, where=f"at σ = {was.sigma:g}")
+    if fallen and before[0].precision != after[0].precision:
+        fallen.append(f"a part of it may be {after[0].precision}'s: before it was {before[0].precision}")
     for line in fallen:
         console.print(line)
     return report
@@ -184,8 +187,10 @@ def train_classifier(
         total: Tensor = rows[: len(copies)].mean() + rows[len(copies) :].mean()
         return total
 
-    of_order = {} if averaged is None else {"order": ORDER, "kept": KEPT}
-    plan = {"sigmas": list(sigmas), "copies": COPIES, **of_order, **origin}
+    weights = {"copies": COPIES, "clean": CLEAN, "attribution": ATTRIBUTION, "even": EVEN}
+    if averaged is not None:
+        weights |= {"order": ORDER, "kept": KEPT, "first": FIRST, "tied": TIED}
+    plan = {"sigmas": list(sigmas), **weights, **origin}
     # On a CPU fused attention's backward pass takes twice as long in bfloat16 as all the rest of a step.
     plain = nullcontext() if torch.cuda.is_available() else sdpa_kernel(SDPBackend.MATH)
     with plain:

@@ -11,6 +11,7 @@ import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
     DDIMScheduler,
+    DDPMScheduler,
     EDMDPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -152,6 +153,7 @@ def test_a_class_conditional_network_is_asked_for_its_null_class(tmp_path: Path)
             "learned table of integer steps, and its EDMEulerScheduler",
         ),
         ({"time_embedding_type": "fourier"}, None, "a fourier time embedding"),
+        ({"center_input_sample": True}, None, r"takes images in \[0,1\]"),
     ],
 )  # fmt: skip
 def test_networks_that_need_more_than_a_level_are_refused(
@@ -161,6 +163,13 @@ def test_networks_that_need_more_than_a_level_are_refused(
     with pytest.raises(FvitError, match=message) as caught:
         load_diffusers(folder, null_class=null_class)
     assert "\n" not in str(caught.value)
+
+
+def test_a_learned_table_that_is_shorter_than_the_schedule_is_refused(tmp_path: Path) -> None:
+    unet = small_unet(time_embedding_type="learned", num_train_timesteps=500)
+    with pytest.raises(FvitError, match="a learned table of 500 steps, and its scheduler gives it 1000"):
+        load_diffusers(saved(tmp_path / "short", unet, DDPMScheduler()))
+    load_diffusers(saved(tmp_path / "fits", unet, DDPMScheduler(num_train_timesteps=500)))
 
 
 def test_another_network_than_a_unet_of_images_is_refused_by_its_class(tmp_path: Path) -> None:

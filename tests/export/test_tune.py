@@ -192,8 +192,8 @@ def test_a_classifier_that_timm_does_not_know_is_refused_by_name(
 
 
 def test_everything_that_fell_is_said_and_nothing_else() -> None:
-    before = Measured(0.25, accuracy=0.9, certified=0.8, radius=0.2, on_object=None, speed=100)
-    after = Measured(0.25, accuracy=0.9, certified=0.75, radius=0.3, on_object=None, speed=50)
+    before = Measured(0.25, "fp32", accuracy=0.9, certified=0.8, radius=0.2, on_object=None, speed=100)
+    after = Measured(0.25, "fp32", accuracy=0.9, certified=0.75, radius=0.3, on_object=None, speed=50)
     assert [*lost(before, after, where="at σ = 0.25")] == [
         "lost: certified accuracy at σ = 0.25 fell from 0.800 to 0.750"
     ]
