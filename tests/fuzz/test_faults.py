@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shutil
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -23,8 +25,13 @@ from tests.zygote import Run, Zygote
 
 TERMS = ["--n", "24", "--alpha", "0.3", "--seed", "7"]
 IMAGES = 4
-RUNS = 20 if LONG else 1
+RUNS = 100 if LONG else 1
 """Of each of six kinds."""
+
+LARGEST = 100_000
+"""Bytes that some file of a run has more than, or is kept from having."""
+
+SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}
 
 # Not ONNX Runtime, which does not survive a fork.
 MODULES = ("fvit.runtime.cli", "fvit.runtime.pictures", "matplotlib.backends.backend_agg")
@@ -58,6 +65,16 @@ def uninterrupted(zygote: Zygote, asked: list[object], tmp_path_factory: pytest.
     return out
 
 
+@pytest.fixture(scope="module")
+def seconds(
+    zygote: Zygote, asked: list[object], uninterrupted: Path, tmp_path_factory: pytest.TempPathFactory
+) -> float:
+    """That a run takes which nothing happens to, and which is not the first."""
+    began = time.monotonic()
+    assert zygote.start(*asked, "--out", tmp_path_factory.mktemp("again")).end() == 0
+    return time.monotonic() - began
+
+
 def records(out: Path) -> list[Any]:
     """Less the time that they took."""
     found = [json.loads(line) for line in (out / NAME).read_bytes().splitlines()]
@@ -67,25 +84,36 @@ def records(out: Path) -> list[Any]:
 @pytest.mark.parametrize("kind", ["kill", "terminate", "interrupt", "file-size limit", "read-only"])
 @pytest.mark.parametrize("attempt", range(RUNS))
 def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
-    zygote: Zygote, asked: list[object], uninterrupted: Path, tmp_path: Path, kind: str, attempt: int
-) -> None:
+    zygote: Zygote, asked: list[object], uninterrupted: Path, seconds: float, tmp_path: Path, kind: str,
+    attempt: int,
+) -> None:  # fmt: skip
     chance = random.Random(f"{kind} {attempt}")
     out = tmp_path / "out"
     out.mkdir()
-    for moment in (chance.uniform(0, 4), chance.uniform(0, 2)):  # cut short twice
+
+    def cut(share: float) -> int:
+        """A run that is cut short after this share of its time, or of the size of its files."""
+        before = state_of(out)
         # What it says goes to a file too, which must hold a line.
-        largest_file = int(2 ** chance.uniform(10, 18)) if kind == "file-size limit" else None
+        largest_file = 1024 + int(share * LARGEST) if kind == "file-size limit" else None
         run = zygote.start(*asked, "--out", out, largest_file=largest_file)
         if kind != "file-size limit":
-            run.pause(moment)
+            run.pause(share * seconds)
         if kind == "read-only":
             out.chmod(0o500)
-        elif kind != "file-size limit":
-            number = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM, "interrupt": signal.SIGINT}[kind]
-            os.kill(run.process, number)
+        elif kind in SIGNALS:
+            os.kill(run.process, SIGNALS[kind])
         status = run.end()
         out.chmod(0o700)
-        check_words(run, status, kind)
+        check_words(run, status, kind, began=state_of(out) != before)
+        return status
+
+    share = chance.random()
+    while cut(share) == 0:  # it was done before that
+        shutil.rmtree(out)
+        out.mkdir()
+        share /= 2
+    cut(share * chance.random())
     resumed = zygote.start(*asked, "--out", out)
     assert (resumed.end(), resumed.stderr) == (0, "")
     check_whole(out, uninterrupted)
@@ -103,7 +131,7 @@ def test_a_run_on_a_disk_that_gets_full_is_made_whole_by_the_next(
         disk.leave(int(chance.uniform(0, 0.8) * takes))
         run = disk.zygote.start(*asked, "--out", place)
         statuses.append(run.end())
-        check_words(run, statuses[-1], "full disk")
+        check_words(run, statuses[-1], "full disk", began=True)
         assert not [*out.rglob(".*"), *out.glob(LOCK)]
     assert statuses[0] == 1
     disk.leave(None)
@@ -131,18 +159,23 @@ REASONS = {
 }  # fmt: skip
 
 
-def check_words(run: Run, status: int, kind: str) -> None:
-    """Each end of a run is what it says."""
+def state_of(out: Path) -> set[tuple[str, int]]:
+    return {(entry.name, entry.stat().st_mtime_ns) for entry in out.iterdir()}
+
+
+def check_words(run: Run, status: int, kind: str, *, began: bool) -> None:
+    """Each end of a run is what it says. began: whether it had written anything; before that, a signal may
+    have come before anything could answer it."""
     said = run.stderr
     assert "Traceback" not in said
     if status == 0:
         assert said == ""
     elif kind == "kill":
         assert status == -signal.SIGKILL
-    elif kind == "interrupt":
-        assert (status, said) in ((130, "interrupted\n"), (-2, ""))
-    elif kind == "terminate":
-        assert (status, said) in ((143, "interrupted\n"), (-15, ""))
+    elif kind in SIGNALS:
+        number = SIGNALS[kind]
+        unheard = [] if began else [(-number, "")]
+        assert (status, said) in [(128 + number, "interrupted\n"), *unheard]
     else:
         assert status == 1
         assert said.startswith("error: cannot write") and said.endswith(f": {REASONS[kind]}\n")

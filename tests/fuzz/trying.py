@@ -30,6 +30,10 @@ def tried(count: int) -> settings:
     )
 
 
+class Hangs(BaseException):
+    """No Exception, which what is tried might take for its own."""
+
+
 @contextmanager
 def promptly() -> Iterator[None]:
     """What is inside fails where it hangs."""
@@ -44,7 +48,7 @@ def promptly() -> Iterator[None]:
 @contextmanager
 def _alarm(number: signal.Signals, clock: int, seconds: int, what: str) -> Iterator[None]:
     def fail(number: int, frame: object) -> NoReturn:
-        raise AssertionError(f"hangs: {what} for more than {seconds} seconds")
+        raise Hangs(f"{what} for more than {seconds} seconds")
 
     before = signal.signal(number, fail)
     signal.setitimer(clock, seconds)
