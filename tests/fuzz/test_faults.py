@@ -91,8 +91,9 @@ def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
     out = tmp_path / "out"
     out.mkdir()
 
-    def cut(share: float) -> int:
-        """A run that is cut short after this share of its time, or of the size of its files."""
+    def cut(share: float) -> bool:
+        """A run that is to be cut short after this share of its time, or of the size of its files; whether it
+        was."""
         before = state_of(out)
         # What it says goes to a file too, which must hold a line.
         largest_file = 1024 + int(share * LARGEST) if kind == "file-size limit" else None
@@ -105,11 +106,12 @@ def test_a_run_that_is_cut_short_is_made_whole_by_the_next(
             os.kill(run.process, SIGNALS[kind])
         status = run.end()
         out.chmod(0o700)
-        check_words(run, status, kind, began=state_of(out) != before)
-        return status
+        done = is_done(out)
+        check_words(run, status, kind, heard=state_of(out) != before and not done)
+        return not done
 
     share = chance.random()
-    while cut(share) == 0:  # it was done before that
+    while not cut(share):
         shutil.rmtree(out)
         out.mkdir()
         share /= 2
@@ -131,7 +133,7 @@ def test_a_run_on_a_disk_that_gets_full_is_made_whole_by_the_next(
         disk.leave(int(chance.uniform(0, 0.8) * takes))
         run = disk.zygote.start(*asked, "--out", place)
         statuses.append(run.end())
-        check_words(run, statuses[-1], "full disk", began=True)
+        check_words(run, statuses[-1], "full disk", heard=True)
         assert not [*out.rglob(".*"), *out.glob(LOCK)]
     assert statuses[0] == 1
     disk.leave(None)
@@ -163,9 +165,13 @@ def state_of(out: Path) -> set[tuple[str, int]]:
     return {(entry.name, entry.stat().st_mtime_ns) for entry in out.iterdir()}
 
 
-def check_words(run: Run, status: int, kind: str, *, began: bool) -> None:
-    """Each end of a run is what it says. began: whether it had written anything; before that, a signal may
-    have come before anything could answer it."""
+def is_done(out: Path) -> bool:
+    return (out / parquet.NAME).exists() and len(records(out)) == IMAGES
+
+
+def check_words(run: Run, status: int, kind: str, *, heard: bool) -> None:
+    """Each end of a run is what it says. heard: whether a signal came in the midst of the work, where it is
+    answered; before and after that it may end the process at once."""
     said = run.stderr
     assert "Traceback" not in said
     if status == 0:
@@ -174,7 +180,7 @@ def check_words(run: Run, status: int, kind: str, *, began: bool) -> None:
         assert status == -signal.SIGKILL
     elif kind in SIGNALS:
         number = SIGNALS[kind]
-        unheard = [] if began else [(-number, "")]
+        unheard = [] if heard else [(-number, "")]
         assert (status, said) in [(128 + number, "interrupted\n"), *unheard]
     else:
         assert status == 1
