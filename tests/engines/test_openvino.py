@@ -12,7 +12,7 @@ from fvit.engines.base import Engine
 from fvit.engines.opening import open_engine
 from fvit.engines.openvino import OpenVinoEngine
 from fvit.errors import FvitError
-from fvit.runtime.bundle import CLASSIFIER
+from fvit.runtime.bundle import CLASSIFIER, open_bundle
 
 pytest.importorskip("openvino")
 
@@ -35,6 +35,25 @@ def test_it_computes_what_onnx_runtime_computes_to_the_precision_it_names(
     found, expected = (engine.run({"images": _images(16)}) for engine in (classifier, other))
     for name, values in expected.items():
         assert np.abs(found[name] - values).max() <= digits * np.abs(values).max()
+
+
+@pytest.mark.parametrize("sigma", [0.12, 0.25, 1.0])
+def test_a_diffusion_model_sees_its_step_as_onnx_runtime_does(sigma: float, teacher_bundle: Path) -> None:
+    """Steps are in the hundreds, which bfloat16 counts in twos: a tenth more is further off."""
+    bundle = open_bundle(teacher_bundle)
+    draw, levels = np.random.default_rng(0), np.full(8, sigma, np.float32)
+    noisy = draw.random((8, 3, 8, 8)).repeat(8, axis=2).repeat(8, axis=3)
+    noisy = (noisy + sigma * draw.standard_normal(noisy.shape)).astype(np.float32)
+
+    def denoised(device: str, factor: float = 1.0) -> np.ndarray:
+        steps = (factor * bundle.manifest.schedule.timestep(levels)).astype(np.float32)
+        engine = open_engine(bundle.denoiser, device=device, threads=1)
+        return engine.run({"noisy": noisy, "sigma": levels, "timestep": steps})["images"]
+
+    expected = denoised("cpu")
+    off = np.abs(denoised("openvino") - expected).mean()
+    assert off <= 0.02 * expected.std()
+    assert off < np.abs(denoised("cpu", 1.1) - expected).mean() / 2
 
 
 @pytest.mark.parametrize("size", [1, 3, 8, 19])
