@@ -101,7 +101,8 @@ def distill_bundle(
             teacher=teacher_of(bundle, device=asked.device) if asked.share else None,
             share=asked.share,
             origin=start.origin
-            | {"teacher": f"{manifest.denoiser} of {bundle.digest}", "device": asked.device},
+            | {"teacher": f"{manifest.denoiser} of {bundle.digest}"}
+            | ({"device": asked.device} if asked.share else {}),
         )
     if not is_first():
         return {}

@@ -44,19 +44,18 @@ def fastest_batch(seconds: Callable[[int], float]) -> int:
 
 def time_of_copy(run: Callable[[int], object], rows: int) -> float:
     """Seconds a copy where all devices together take so many rows at once, the best of three; run counts that
-    many copies. Where the first rows take LONG, theirs: beside such networks what comes first, allocations
-    and the choice of algorithms, is little."""
+    many copies. Where so many rows take LONG, one time tells enough."""
+    run(rows)  # allocates, chooses algorithms, may build an engine
+    if (once := _seconds(run, rows)) > LONG:
+        return once / rows
     copies = max(2 * rows, 64)
+    return min(_seconds(run, copies) for _ in range(3)) / copies
+
+
+def _seconds(run: Callable[[int], object], copies: int) -> float:
     start = time.perf_counter()
-    run(rows)
-    if (first := time.perf_counter() - start) > LONG:
-        return first / rows
-    taken = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(copies)
-        taken.append(time.perf_counter() - start)
-    return min(taken) / copies
+    run(copies)
+    return time.perf_counter() - start
 
 
 @cache

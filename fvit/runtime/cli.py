@@ -25,9 +25,8 @@ from fvit.runtime.inputs import find_images, listed
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import Batch, load
-from fvit.runtime.run import Run, Told
+from fvit.runtime.run import Run, Told, results_in
 from fvit.runtime.summary import Summary, check_place
-from fvit.runtime.thumbnails import FOLDER
 
 app = typer.Typer(add_completion=False)
 console = Console()
@@ -182,7 +181,7 @@ def fvit_certify(
     if cores is not None and ray is None:
         raise FvitError("--cores is each worker's on a cluster: give --ray")
     if summary is not None:
-        check_place(summary)
+        check_place(summary, out=out)
     drawn = out is not None and not no_pictures
     if drawn:
         require("matplotlib", extra="plots", purpose="--out, which draws pictures,")
@@ -195,7 +194,7 @@ def fvit_certify(
     files = find_images(
         places,
         recursive=recursive,
-        results=() if out is None else (out, out / FOLDER),
+        is_result=None if out is None else results_in(out),
         on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}"),
     )
     with _certifier(bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told) as certifier:

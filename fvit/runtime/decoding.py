@@ -90,7 +90,8 @@ SLOW = {"ppm": 6, "ppm_plain": 20, "bmp_rle": 4}
 """Decoders of Pillow's that are written in Python, a microsecond a pixel, and the most bytes a pixel that
 encoders write for them."""
 
-SLOW_PIXELS = 1_500_000
+SLOW_PIXELS = 2_100_000
+"""A frame of video's full size."""
 
 COMMENT, LINE_END = re.compile(rb"#[^\r\n]*[\r\n]?"), re.compile(rb"[\r\n]")
 
@@ -171,9 +172,11 @@ def _hold(image: ImageFile.ImageFile, name: str, source: _Source) -> None:
             "takes long to decode: save it as PNG"
         )
     (tile,) = image.tile
-    source.allow(METADATA // 8 + SLOW[tile[0]] * image.width * image.height)
+    most = METADATA // 8 + SLOW[tile[0]] * image.width * image.height
+    source.allow(most)
     source.seek(tile.offset)
-    held = source.read()
+    # Behind the pixels of PPM may follow another picture.
+    held = source.read(most) if tile[0] == "ppm" else source.read()
     if tile[0] == "ppm_plain":
         held = b"".join(COMMENT.sub(b"", lines) for lines in _lines(held))
     # Of BMP some parts begin at even places of the file.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import os
 import re
 import stat
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
@@ -33,7 +31,7 @@ def find_images(
     places: Iterable[str | Path],
     *,
     recursive: bool = False,
-    results: Collection[Path] = (),
+    is_result: Callable[[str], bool] | None = None,
     on_skip: OnSkip = lambda file, reason: None,
 ) -> list[str]:
     """The paths of the image files among the places, in the order of the places and then of names.
@@ -41,13 +39,12 @@ def find_images(
     A place is a file, whatever it is called; a folder, which is searched for files with an image's suffix,
     and where `recursive` so is every folder in it; or, where nothing is called so, a pattern of files and
     folders (*, ?, [] and **). What has an image's suffix and is no regular file (a pipe, a device, a broken
-    link) is left out, and so is what a search finds right in the folders of `results`, where an earlier run
-    may have put it; on_skip is told which, and why. Raises FvitError where a place does not exist, cannot
-    be read or holds no image.
+    link) is left out, and so is what a search finds that is_result knows for a picture of an earlier run;
+    on_skip is told which, and why. Raises FvitError where a place does not exist, cannot be read or holds no
+    image.
     """
     found: list[str] = []
-    left_out: Counter[Path] = Counter()
-    result_folder = _folder_among(results)
+    results: list[str] = []
     for place in map(str, places):
         try:
             if _is_named(place):
@@ -61,25 +58,14 @@ def find_images(
         if not inside:
             deeper = "" if recursive else "; --recursive also searches the folders in it"
             raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))}){deeper}")
-        folders = {file: result_folder(file) for file in inside}
-        if all(folders.values()):
-            raise FvitError(f"{place} holds no image but where the results go: choose another --out")
-        left_out.update(filter(None, folders.values()))
-        found += [file for file, folder in folders.items() if folder is None]
-    for folder, count in left_out.items():
-        on_skip(f"{folder}/*", f"results go there; images left out: {count:,}")
+        before = len(found)
+        for file in inside:
+            (results if is_result is not None and is_result(file) else found).append(file)
+        if len(found) == before:
+            raise FvitError(f"{place} holds no image but pictures of an earlier run")
+    if results:
+        on_skip(results[0], f"a picture of an earlier run, one of {len(results):,}")
     return found
-
-
-def _folder_among(folders: Collection[Path]) -> Callable[[str], Path | None]:
-    """Which of these folders a file lies right in, whatever links lead there."""
-    known = {os.path.realpath(folder): folder for folder in folders}
-
-    @functools.cache
-    def found(parent: str) -> Path | None:
-        return known.get(os.path.realpath(parent))
-
-    return lambda file: found(os.path.dirname(file))  # noqa: PTH120 - of text, a million times
 
 
 def _is_named(place: str) -> bool:

@@ -43,6 +43,9 @@ ON_CORE = 4
 """Copies that a CPU core takes at once unless told: a short request then waits for few others, and what
 Python does for a batch is still small beside it."""
 
+MOST_CORES = 1024
+"""More than any machine has: each is a thread."""
+
 BATCH = 64
 """Copies that a GPU takes at once unless told."""
 
@@ -71,12 +74,12 @@ def load(
     "tensorrt:N" both take the largest that has plans. cores: of a CPU, so many; all that this process may use
     unless told.
     Raises FvitError where the bundle is missing or damaged, the device cannot be used, or batch or cores is
-    no number from 1 on.
+    no number from 1 on, or cores more than MOST_CORES.
     """
     if not isinstance(device, str):
         raise FvitError(f"device = {device!r}: give its name, such as cpu")
-    if cores is not None and not (isinstance(cores, int | np.integer) and cores >= 1):
-        raise FvitError(f"cores = {cores!r}: give a number of CPU cores from 1 on")
+    if cores is not None and not (isinstance(cores, int | np.integer) and 1 <= cores <= MOST_CORES):
+        raise FvitError(f"cores = {cores!r}: give a number of CPU cores from 1 to {MOST_CORES:,}")
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     passed_over: list[str] = []
     for choice in [f"{kind}:0" for kind in ON_GPU] if device == "auto" else []:

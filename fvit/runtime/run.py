@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +27,7 @@ from fvit.runtime.images import Picture, read_image
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.summary import Summary
 from fvit.runtime.table import Row, row_of, table_of
+from fvit.runtime.thumbnails import FOLDER
 from fvit.runtime.truth import write_truth
 
 LONGEST_STEM = 200
@@ -33,8 +36,25 @@ LONGEST_STEM = 200
 INPUT = "-input.png"
 """How the names of pixels that were certified end."""
 
+PICTURE = re.compile(rf".*-[0-9a-f]{{8}}(\.png|{re.escape(INPUT)})", re.DOTALL)
+"""A name of either, as Run has it."""
+
 PAGE = 500
 """Rows of a table: those of many images are several, each printed as soon as it is full."""
+
+
+def results_in(out: Path) -> Callable[[str], bool]:
+    """Whether a path leads to a picture of a run into this folder."""
+    folder = os.path.realpath(out)
+    thumbnails = os.path.join(folder, FOLDER)  # noqa: PTH118 - of text, as all of it
+    real = functools.cache(os.path.realpath)
+
+    def is_result(file: str) -> bool:
+        place, name = os.path.split(file)
+        parent = real(place)
+        return parent == thumbnails or (parent == folder and PICTURE.fullmatch(name) is not None)
+
+    return is_result
 
 
 @dataclass(frozen=True)
@@ -166,7 +186,9 @@ class Run:
         if self.journal is not None:
             done = self.journal.find(picture, self.terms, bundle=self.certifier.bundle.digest)
             if done is not None:
-                self._undrawn += self.drawn and not self._place(picture, ".png").exists()
+                # Not by the picture's own name, which is that of the file as it was called then.
+                thumbnail = self.journal.folder / FOLDER / f"{picture.pixels_sha256}.webp"
+                self._undrawn += self.drawn and not thumbnail.exists()
                 if self.save_input and not self._place(picture, INPUT).exists():
                     self._save_input(picture)
                 self._tell(picture, done, before=True)

@@ -19,11 +19,14 @@ from fvit.errors import FvitError
 from fvit.runtime.pictures import written_whole
 
 
-def check_place(file: Path) -> None:
-    """Raises FvitError where no summary can be written, which is to be known before the work is done."""
+def check_place(file: Path, *, out: Path | None) -> None:
+    """Raises FvitError where no summary can be written, which is to be known before the work is done. out: a
+    folder that will be there by then."""
     if file.exists() and not file.is_file():  # what takes its place would take that of a device
         raise FvitError(f"--summary {file} is no regular file: choose another place")
-    if not os.access(file.parent, os.W_OK | os.X_OK):
+    folder = file.parent.resolve()
+    made = [] if out is None else [out.resolve(), *out.resolve().parents]
+    if folder not in made and not os.access(folder, os.W_OK | os.X_OK):
         raise FvitError(f"--summary {file}: {file.parent} is no folder to write to: choose another place")
 
 

@@ -850,10 +850,10 @@ def test_comments_in_a_plain_ppm_take_no_time_each() -> None:
         read_encoded(data, size=SIZE)
 
 
-@pytest.mark.parametrize("head", [b"P3 1500 1001 255\n", b"P6 1500 1001 100\n", b"P6 1500 1001 1000\n"])
+@pytest.mark.parametrize("head", [b"P3 2100 1001 255\n", b"P6 2100 1001 100\n", b"P6 2100 1001 1000\n"])
 def test_what_is_decoded_slowly_may_have_fewer_pixels(head: bytes) -> None:
     """Of text, and of values that are no bytes, Pillow decodes a million pixels a second."""
-    with pytest.raises(FvitError, match=r"1,500×1,001 pixels, more than 1,500,000 .* save it as PNG"):
+    with pytest.raises(FvitError, match=r"2,100×1,001 pixels, more than 2,100,000 .* save it as PNG"):
         read_encoded(head, size=SIZE)
 
 
@@ -861,7 +861,8 @@ def test_what_is_decoded_slowly_may_have_fewer_pixels(head: bytes) -> None:
 def test_a_ppm_of_another_white_is_scaled(head: bytes) -> None:
     bands, deep, white = (3 if head.startswith(b"P6") else 1), head.endswith(b" 2000\n"), int(head.split()[3])
     values = np.random.default_rng(0).integers(0, white + 1, (64, 64, bands))
-    found = read_encoded(head + values.astype(">u2" if deep else "u1").tobytes(), size=SIZE).pixels
+    data = head + values.astype(">u2" if deep else "u1").tobytes()
+    found = read_encoded(data + bytes(2 << 20), size=SIZE).pixels  # others may follow
     assert np.abs(found - (values * 255 / white).transpose(2, 0, 1)).max() <= 0.5
 
 

@@ -120,61 +120,27 @@ def test_folders_may_be_nested_deeper_than_calls(
 # Results among the images.
 
 
-@pytest.fixture
-def results(tree: Path) -> tuple[Path, Path]:
-    """Where a run puts its own, by a link too."""
-    (tree / "also").symlink_to(tree / "out")
-    return tree / "out", tree / "out" / "thumbnails"
-
-
-def run_into(folder: Path) -> None:
-    """Leave what a run leaves."""
-    (folder / "thumbnails").mkdir(parents=True)
-    for name in ("1-0a.png", "2-0b.png", "thumbnails/0a.webp"):
-        (folder / name).touch()
-
-
 @pytest.mark.parametrize("pattern", ["", "**/*.*"])
-def test_a_search_that_comes_by_its_own_results_finds_what_it_found_before(
-    tree: Path, results: tuple[Path, Path], pattern: str
-) -> None:
+def test_a_search_passes_over_results_with_a_word(tree: Path, pattern: str) -> None:
     skipped: list[tuple[str, str]] = []
-
-    def found() -> list[str]:
-        return find_images(
-            [tree / pattern], recursive=True, results=results, on_skip=lambda *said: skipped.append(said)
-        )
-
-    before = found()
-    assert (len(before), skipped) == (6, [])
-    run_into(tree / "out")
-    assert found() == before
-    assert sorted(skipped) == [
-        (f"{tree}/out/*", "results go there; images left out: 2"),
-        (f"{tree}/out/thumbnails/*", "results go there; images left out: 1"),
-    ]
+    found = find_images(
+        [tree / pattern],
+        recursive=True,
+        is_result=lambda file: "cat" in file,
+        on_skip=lambda *said: skipped.append(said),
+    )
+    assert found and not any("cat" in file for file in found)
+    assert skipped == [(f"{tree}/cat/1.png", "a picture of an earlier run, one of 2")]
 
 
-def test_images_deeper_in_the_folder_of_results_are_none_of_them(
-    tree: Path, results: tuple[Path, Path]
-) -> None:
-    run_into(tree)
-    found = find_images([tree], recursive=True, results=(tree, tree / "thumbnails"))
-    assert names(found, tree) == ["cat/1.png", "cat/2.png", "dog/deep/down/3.gif"]
+def test_a_result_that_is_named_is_an_image(tree: Path) -> None:
+    file = str(tree / "cat" / "1.png")
+    assert find_images([file], is_result=lambda file: True) == [file]
 
 
-def test_a_file_of_the_results_that_is_named_is_an_image(tree: Path, results: tuple[Path, Path]) -> None:
-    run_into(tree / "out")
-    assert find_images([tree / "out" / "1-0a.png"], results=results) == [str(tree / "out" / "1-0a.png")]
-
-
-@pytest.mark.parametrize("pattern", ["", "*.jpeg"])
-def test_images_that_lie_where_the_results_go_are_refused_at_every_run(tree: Path, pattern: str) -> None:
-    for _ in ("before a run", "after it"):
-        with pytest.raises(FvitError, match="holds no image but where the results go: choose another --out"):
-            find_images([tree / pattern], results=(tree, tree / "thumbnails"))
-        if not (tree / "thumbnails").exists():
-            run_into(tree)
+def test_results_alone_are_no_images(tree: Path) -> None:
+    with pytest.raises(FvitError, match="holds no image but pictures of an earlier run"):
+        find_images([tree / "cat"], is_result=lambda file: True)
 
 
 @pytest.mark.parametrize("kind", SPECIAL)

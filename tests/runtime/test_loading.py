@@ -128,7 +128,10 @@ def test_a_batch_that_is_none_is_refused(demo_bundle: Path, batch: Any) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [({"cores": each}, r"^cores = .*: give a number of CPU cores from 1 on$") for each in (0, -1, 2.5, "x")]
+    [
+        ({"cores": each}, r"^cores = .*: give a number of CPU cores from 1 to 1,024$")
+        for each in (0, -1, 2.5, "x", 1025)
+    ]
     + [({"device": each}, r"^device = .*: give its name, such as cpu$") for each in (None, 7)]
     + [
         ({"device": f"cuda:{each}"}, r"^unknown device 'cuda:")

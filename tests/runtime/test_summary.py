@@ -113,8 +113,9 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FvitError, match=r"cannot write .*absent/s\.json: No such file or directory"):
         summary().write(tmp_path / "absent" / "s.json")
     with pytest.raises(FvitError, match=r"absent/s\.json: .*absent is no folder to write to"):
-        check_place(tmp_path / "absent" / "s.json")
+        check_place(tmp_path / "absent" / "s.json", out=tmp_path / "out")
     for place in (tmp_path, Path("/dev/null")):
         with pytest.raises(FvitError, match="is no regular file"):
-            check_place(place)
-    check_place(tmp_path / "s.json")
+            check_place(place, out=None)
+    check_place(tmp_path / "s.json", out=None)
+    check_place(tmp_path / "to" / "s.json", out=tmp_path / "to" / "out")
