@@ -145,8 +145,9 @@ class _Interruption:
             for number in (signal.SIGINT, signal.SIGTERM)
             if signal.getsignal(number) is not signal.SIG_IGN  # as nohup and a shell's background have it
         ]
-        for number in self._signals:
-            signal.signal(number, self._hear)
+        self._listen()
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._again
 
     def cancels(self, cancel: Callable[[], Any]) -> None:
         heard = self._heard = SimpleQueue()
@@ -159,6 +160,7 @@ class _Interruption:
 
     def end(self) -> None:
         self._default()
+        sys.unraisablehook = self._hook
         if self._heard is not None:
             self._heard.put(False)
 
@@ -168,6 +170,21 @@ class _Interruption:
         if self._heard is None:
             raise Interrupted
         self._heard.put(True)  # all that is safe here: whatever it stands in may hold a lock
+
+    def _again(self, ignored: Any) -> None:
+        """Of what was raised where Python ignores it, as in a destructor or in C that calls back: raise an
+        interruption anew, a little later."""
+        if not isinstance(ignored.exc_value, Interrupted):
+            self._hook(ignored)
+            return
+        self._listen()
+        later = threading.Timer(0.01, os.kill, (os.getpid(), self.number))
+        later.daemon = True
+        later.start()
+
+    def _listen(self) -> None:
+        for number in self._signals:
+            signal.signal(number, self._hear)
 
     def _default(self) -> None:
         for number in self._signals:
