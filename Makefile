@@ -19,7 +19,7 @@ test: $(INSTALLED) browser triton
 	$(VENV)/bin/mypy
 	OMP_NUM_THREADS=1 $(VENV)/bin/pytest --numprocesses auto --dist worksteal
 
-# What `make test` tries a little of: hostile inputs, a hundred times as many, and faults, twenty times as many.
+# What `make test` tries a little of: hostile inputs and faults, a hundred times as many (some 40 minutes of two cores).
 fuzz: $(INSTALLED)
 	FVIT_FUZZ=1 OMP_NUM_THREADS=1 $(VENV)/bin/pytest tests/fuzz tests/cluster/test_faults.py --numprocesses auto --dist worksteal
 
