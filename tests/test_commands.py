@@ -11,6 +11,8 @@ IN_A_DESTRUCTOR = """
 import signal, sys, time, types
 from fvit import commands
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has none
+
 class Ending:
     def __del__(self):
         signal.raise_signal({number})
