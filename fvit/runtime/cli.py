@@ -25,7 +25,7 @@ from fvit.runtime.inputs import find_images, listed
 from fvit.runtime.journal import NAME, Journal
 from fvit.runtime.labels import labels_of
 from fvit.runtime.loading import Batch, load
-from fvit.runtime.run import Run, Told, results_in
+from fvit.runtime.run import Run, Told, results
 from fvit.runtime.summary import Summary, check_place
 
 app = typer.Typer(add_completion=False)
@@ -194,7 +194,7 @@ def fvit_certify(
     files = find_images(
         places,
         recursive=recursive,
-        is_result=None if out is None else results_in(out),
+        is_result=results(),
         on_skip=lambda file, reason: told.note(f"{file} is skipped: {reason}"),
     )
     with _certifier(bundle, device=device, batch=_batch(batch), ray=ray, cores=cores, told=told) as certifier:

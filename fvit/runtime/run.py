@@ -43,16 +43,19 @@ PAGE = 500
 """Rows of a table: those of many images are several, each printed as soon as it is full."""
 
 
-def results_in(out: Path) -> Callable[[str], bool]:
-    """Whether a path leads to a picture of a run into this folder."""
-    folder = os.path.realpath(out)
-    thumbnails = os.path.join(folder, FOLDER)  # noqa: PTH118 - of text, as all of it
-    real = functools.cache(os.path.realpath)
+def results() -> Callable[[str], bool]:
+    """Whether a path leads to a picture of a run: right beside a journal, or in the thumbnails beside one."""
+
+    @functools.cache
+    def has_journal(folder: str) -> bool:
+        return Path(folder, NAME).is_file()
 
     def is_result(file: str) -> bool:
         place, name = os.path.split(file)
-        parent = real(place)
-        return parent == thumbnails or (parent == folder and PICTURE.fullmatch(name) is not None)
+        above, last = os.path.split(place)
+        if last == FOLDER and has_journal(above):
+            return True
+        return PICTURE.fullmatch(name) is not None and has_journal(place)
 
     return is_result
 

@@ -18,16 +18,29 @@ from fvit.certificates.terms import Terms
 from fvit.errors import FvitError
 from fvit.runtime.pictures import written_whole
 
+HEAD = b'{\n "images": '
+"""How every summary begins."""
+
 
 def check_place(file: Path, *, out: Path | None) -> None:
-    """Raises FvitError where no summary can be written, which is to be known before the work is done. out: a
-    folder that will be there by then."""
+    """Raises FvitError where no summary can be written, which is to be known before the work is done, or
+    where one would take the place of anything else. out: a folder that will be there by then."""
     if file.exists() and not file.is_file():  # what takes its place would take that of a device
         raise FvitError(f"--summary {file} is no regular file: choose another place")
+    if file.suffix != ".json":  # as nothing is called that a run writes
+        raise FvitError(f"--summary {file}: give it a name that ends in .json")
+    if file.exists() and not _is_summary(file):
+        raise FvitError(f"--summary {file} is there, and no summary: choose another place")
     folder = file.parent.resolve()
     made = [] if out is None else [out.resolve(), *out.resolve().parents]
     if folder not in made and not os.access(folder, os.W_OK | os.X_OK):
         raise FvitError(f"--summary {file}: {file.parent} is no folder to write to: choose another place")
+
+
+def _is_summary(file: Path) -> bool:
+    """Whether a file begins as one does, or is empty."""
+    with file.open("rb") as opened:
+        return opened.read(len(HEAD)) in (HEAD, b"")
 
 
 @dataclass

@@ -438,6 +438,8 @@ def test_what_a_run_wrote_among_the_images_is_none_of_the_next_one(
             assert done.status == 0
             assert [record["image"] for record in records(tmp_path / "out")] == [str(image)]
         assert done.stderr.endswith("is skipped: a picture of an earlier run, one of 4\n")
+    elsewhere = certify(tmp_path, "--recursive", *FAST, "--out", tmp_path / "other")
+    assert elsewhere.stderr.endswith("is skipped: a picture of an earlier run, one of 4\n")
     shutil.copy(samples[1], tmp_path)
     for _ in range(2):  # into the folder of the images itself
         assert certify(tmp_path, *FAST, "--save-input", "--out", tmp_path).status == 0

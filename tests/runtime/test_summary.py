@@ -109,6 +109,15 @@ def test_nothing_is_certified_of_nothing() -> None:
     assert summary().to_dict()["certified"] == []
 
 
+def test_a_summary_takes_the_place_of_nothing_else(tmp_path: Path) -> None:
+    for name in ("certificates.jsonl", "thumbnails", "a.png"):
+        with pytest.raises(FvitError, match=r"give it a name that ends in \.json"):
+            check_place(tmp_path / "out" / name, out=tmp_path / "out")
+    (tmp_path / "annotations.json").write_text('{"images": []}')
+    with pytest.raises(FvitError, match="is there, and no summary: choose another place"):
+        check_place(tmp_path / "annotations.json", out=None)
+
+
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(FvitError, match=r"cannot write .*absent/s\.json: No such file or directory"):
         summary().write(tmp_path / "absent" / "s.json")
@@ -117,5 +126,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     for place in (tmp_path, Path("/dev/null")):
         with pytest.raises(FvitError, match="is no regular file"):
             check_place(place, out=None)
+    check_place(tmp_path / "s.json", out=None)
+    summary().write(tmp_path / "s.json")
     check_place(tmp_path / "s.json", out=None)
     check_place(tmp_path / "to" / "s.json", out=tmp_path / "to" / "out")
