@@ -76,11 +76,11 @@ def classifier(
         of_tokens = torch.where(digit, labels[chosen, None], len(LABELS))
         return of_image + F.cross_entropy(token_logits.float().transpose(1, 2), of_tokens)
 
-    command = _command("classifier", seed, steps, batch, pool)
-    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / f"{_named(command)}.pt").vit
+    checkpoint = work / f"classifier-{seed}-{steps}-{batch}-{pool}.pt"
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=checkpoint).vit
     accuracy = _accuracy(average, compositions(1000, seed=seed, split="held-out"))
     record = {
-        "command": command,
+        "command": _command("classifier", seed, steps, batch, pool),
         "held_out_clean_accuracy": accuracy,
         "torch": torch.__version__,
     }
@@ -121,8 +121,8 @@ def denoiser(
         sigma = torch.exp(low + (high - low) * torch.rand(batch, generator=draw))
         return error(model, pixels, sigma, torch.randn(pixels.shape, generator=draw)).mean()
 
-    command = _command("denoiser", seed, steps, batch, pool)
-    average = _optimise(model, loss, steps=steps, peak=1e-3, work=work / f"{_named(command)}.pt")
+    checkpoint = work / f"denoiser-{seed}-{steps}-{batch}-{pool}.pt"
+    average = _optimise(model, loss, steps=steps, peak=1e-3, work=checkpoint)
     held_out = _tensor(compositions(256, seed=seed, split="held-out"))[0].float() / 255
     noise = torch.randn(held_out.shape, generator=drawing(seed, -1))
     with torch.no_grad():
@@ -131,7 +131,7 @@ def denoiser(
             for s in (0.12, 0.25, 0.5, 1.0)
         }
     record = {
-        "command": command,
+        "command": _command("denoiser", seed, steps, batch, pool),
         "held_out_v_error_by_sigma": errors,
         "torch": torch.__version__,
     }
@@ -292,11 +292,6 @@ def _denoised(student: Student, noisy: Tensor, sigma: Tensor) -> Tensor:
 
 def _command(what: str, seed: int, steps: int, batch: int, pool: int) -> str:
     return f"python -m fvit.demo.train {what} --seed {seed} --steps {steps} --batch {batch} --pool {pool}"
-
-
-def _named(command: str) -> str:
-    """A checkpoint's name: another command's is another one."""
-    return "-".join(word for word in command.split("train ")[1].split() if not word.startswith("--"))
 
 
 def training_pool(work: Path, *, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:

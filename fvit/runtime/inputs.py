@@ -31,7 +31,7 @@ def find_images(
     places: Iterable[str | Path],
     *,
     recursive: bool = False,
-    is_result: Callable[[str], bool] | None = None,
+    is_result: Callable[[str], bool] = lambda file: False,
     on_skip: OnSkip = lambda file, reason: None,
 ) -> list[str]:
     """The paths of the image files among the places, in the order of the places and then of names.
@@ -60,7 +60,7 @@ def find_images(
             raise FvitError(f"{place} holds no image ({', '.join(sorted(SUFFIXES))}){deeper}")
         before = len(found)
         for file in inside:
-            (results if is_result is not None and is_result(file) else found).append(file)
+            (results if is_result(file) else found).append(file)
         if len(found) == before:
             raise FvitError(f"{place} holds no image but pictures of an earlier run")
     if results:
